@@ -1,0 +1,387 @@
+"""The command line. Each command opens what it needs, says what went wrong in words, and ends with 0 or 1.
+
+Siblings are found by name here and nowhere else: ROUTERS (HTTP routes that `serve` mounts) and HANDLERS (jobs that `work`
+binds). A sibling whose extra is not installed is a SetupError that names the extra.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from cyclopts import App, Parameter
+from rich.console import Console
+from rich.table import Table
+
+from sutdol import __version__
+from sutdol.context import Context, open_context
+from sutdol.errors import SetupError, SutdolError
+from sutdol.settings import Settings, load
+
+ROUTERS = ["labeling_bridge.routes"]
+"""Modules with `build(context) -> Router`, mounted by `serve`."""
+HANDLERS = {"bridge": ["labeling_bridge.jobs", "retrain.jobs"], "train": ["retrain.jobs"]}
+"""Queue -> modules with HANDLERS for it."""
+
+app = App(
+    name="sutdol",
+    version=__version__,
+    help="Keeps deployed vision models sharp: serve, choose what to label, retrain, prove, hot-swap.\n\n"
+    "Settings come from the environment (SUTDOL_...), see `sutdol settings`.",
+)
+keys_app = App(name="keys", help="API keys: create, list, revoke.")
+app.command(keys_app)
+console = Console()
+Home = Annotated[Path | None, Parameter(name="--home", help="Folder of the installation, instead of SUTDOL_HOME.")]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: expected failures are one line and exit code 1, everything else keeps its traceback."""
+    try:
+        app(arguments)
+    except SutdolError as error:
+        Console(stderr=True).print(f"[red]{error.code}[/]: {error.message}", highlight=False)
+        if error.hint:
+            Console(stderr=True).print(f"  -> {error.hint}", highlight=False)
+        sys.exit(1)
+
+
+@app.command
+def up(*, label_studio: bool = True, home: Home = None) -> None:
+    """Run everything on this machine: serving, workers, clock, Label Studio.
+
+    Example: sutdol up
+    """
+    from sutdol import up as programs
+
+    context = _open(home)
+    key = programs.first_key(context)
+    if key:
+        console.print(f"first admin key, shown once: [bold]{key}[/]", highlight=False, soft_wrap=True)
+    starter = None
+    if label_studio and not context.settings.label_studio_url:
+        starter = _sibling("labeling_bridge.server").start
+    programs.run(context, start_studio=starter, say=lambda text: console.print(text, highlight=False, soft_wrap=True))
+
+
+@app.command
+def demo(
+    *,
+    task: Literal["classify", "detect"] = "classify",
+    data: Path | None = None,
+    check: bool = False,
+    sabotage: Literal["labels", "swap", "model"] | None = None,
+    labeler: Literal["oracle", "human"] = "oracle",
+    set: Annotated[list[str], Parameter(help="A training parameter, NAME=VALUE; may be repeated.")] = [],  # noqa: B006
+    home: Path | None = None,
+) -> None:
+    """Watch the loop close on real data: drift, labels through Label Studio, retraining, gate, swap.
+
+    Example: sutdol demo --check
+
+    Parameters
+    ----------
+    task
+        `classify`: handwritten digits. `detect`: objects in a Pascal VOC folder.
+    data
+        The folder for `detect`: Annotations/, JPEGImages/ and maybe ImageSets/.
+    check
+        End with 1 unless every promise was kept.
+    sabotage
+        Break something on purpose: wrong labels, a corrupted bundle, a training that learns nothing.
+    labeler
+        `human` leaves the tasks in Label Studio to you.
+    """
+    from sutdol.demo import run
+
+    code = run(
+        task=task,
+        data=data,
+        check=check,
+        sabotage=sabotage,
+        labeler=labeler,
+        params=_params(set),
+        home=home,
+        console=console,
+    )
+    sys.exit(code)
+
+
+@app.command
+def serve(*, host: str | None = None, port: int | None = None, home: Home = None) -> None:
+    """Answer predictions over HTTP.
+
+    Example: sutdol serve --port 9000
+    """
+    context = open_context(_settings(home, host=host, port=port))
+    routers = [_sibling(name).build(context) for name in ROUTERS]
+    _sibling("serving.main").serve(context, routers)
+
+
+@app.command
+def work(
+    *, queue: Annotated[list[str], Parameter(help="bridge or train; may be repeated.")], home: Home = None
+) -> None:
+    """Do jobs: bridge (Label Studio), train.
+
+    Example: sutdol work --queue bridge --queue train
+    """
+    from sutdol.jobs import KINDS, worker
+
+    handlers: dict[str, Any] = {}
+    for name in queue:
+        if name not in HANDLERS:
+            raise SetupError(f"queue {name!r}: expected one of {', '.join(HANDLERS)}")
+        for module in HANDLERS[name]:
+            known = _sibling(module).HANDLERS
+            handlers |= {kind: handler for kind, handler in known.items() if KINDS[kind].queue == name}
+    worker.run(_settings(home), queue, handlers)
+
+
+@app.command
+def clock(*, home: Home = None) -> None:
+    """Send the periodic jobs; several may run, one leads.
+
+    Example: sutdol clock
+    """
+    from sutdol.jobs import clock as program
+
+    program.run(_settings(home))
+
+
+@app.command(name="import")
+def import_(
+    model: str,
+    path: Path,
+    *,
+    format: str | None = None,
+    task: Literal["classify", "detect"] | None = None,
+    family: str | None = None,
+    home: Home = None,
+) -> None:
+    """Import a labelled data set (voc, imagefolder), all in or not in; makes the model when it is new.
+
+    Example: sutdol import cells ./BCCD --task detect --format voc
+    """
+    from sutdol import registry
+    from sutdol.tables import Model
+
+    context = _open(home)
+    datasets = _sibling("retrain.datasets")
+    kind = task or ("detect" if (path / "Annotations").is_dir() else "classify")
+    with context.database.begin() as session:
+        new = session.get(Model, model) is None
+        if new:
+            registry.create_model(
+                session, model, task=kind, classes=[], family=family or ("yolo" if kind == "detect" else "timm")
+            )
+    try:
+        dataset = datasets.import_folder(context, model, path, format=format)
+    except BaseException:
+        if new:  # all in or not in
+            with context.database.begin() as session:
+                session.delete(session.get_one(Model, model))
+        raise
+    report = dataset.report
+    left_out = report.get("left_out", [])
+    table = Table(title=f"{model}: imported from {path}", show_header=False)
+    for name, value in report.items():
+        if name != "left_out":
+            table.add_row(name, str(value))
+    console.print(table)
+    for row in left_out[:50]:
+        place = f"{row.get('file')}:{row['line']}" if row.get("line") else row.get("file")
+        console.print(f"left out: {place}: {row.get('reason')}", highlight=False, soft_wrap=True)
+    if len(left_out) > 50:
+        console.print(f"and {len(left_out) - 50} more")
+    console.print(f"next: sutdol train {model}")
+
+
+@app.command
+def train(
+    model: str,
+    *,
+    set: Annotated[list[str], Parameter(help="A training parameter, NAME=VALUE; may be repeated.")] = [],  # noqa: B006
+    wait: Annotated[bool, Parameter(help="Do the work in this process and stay until it is done.")] = False,
+    home: Home = None,
+) -> None:
+    """Start a training run; a `train` worker does it.
+
+    Example: sutdol train digits --set epochs=20 --wait
+    """
+    from sutdol import registry
+    from sutdol.jobs import worker
+    from sutdol.tables import TrainingRun
+
+    context = _open(home)
+    with context.database.begin() as session:
+        registry.get_model(session, model)
+        run = _sibling("retrain.train").start(session, model, cause="by hand", params=_params(set))
+    if run is None:
+        raise SetupError(f"{model} is being trained already", hint="see `sutdol status`")
+    if not wait:
+        console.print(f"run {run.id} is queued; see `sutdol status`", highlight=False)
+        return
+    worker.run_pending(context, _sibling("retrain.jobs").HANDLERS)
+    with context.database.read() as session:
+        row = session.get_one(TrainingRun, run.id)
+        console.print(f"run {row.id}: {row.state}, version {row.version} {row.error or ''}", highlight=False)
+        if row.state != "done":
+            sys.exit(1)
+
+
+@app.command
+def models(model: str | None = None, *, home: Home = None) -> None:
+    """List models, or the versions of one.
+
+    Example: sutdol models digits
+    """
+    from sutdol import report
+
+    report.models(_open(home), model, console)
+
+
+@app.command
+def promote(model: str, version: int, *, home: Home = None) -> None:
+    """Put a version to work; replicas load it, check it and swap.
+
+    Example: sutdol promote digits 3
+    """
+    from sutdol import registry
+    from sutdol.predictor import Predictor
+
+    context = _open(home)
+    candidate = Predictor.open(context.store, model, version)
+    candidate.warm()
+    candidate.check_golden()
+    with context.database.begin() as session:
+        registry.promote(session, model, version, who="command line", text=f"version {version} promoted by hand")
+    console.print(f"{model}: version {version} is the champion")
+
+
+@app.command
+def rollback(model: str, *, home: Home = None) -> None:
+    """Put the previous version back to work.
+
+    Example: sutdol rollback digits
+    """
+    from sutdol import registry
+
+    context = _open(home)
+    with context.database.begin() as session:
+        decision = registry.rollback(session, model, who="command line", text="rolled back by hand")
+    console.print(f"{model}: version {decision.candidate} is the champion again")
+
+
+@app.command
+def status(*, home: Home = None) -> None:
+    """What runs, what serves, what waits for labels, what is being trained.
+
+    Example: sutdol status
+    """
+    from sutdol import report
+
+    report.status(_open(home), console)
+
+
+@app.command
+def doctor(*, home: Home = None) -> None:
+    """Check ports, disk, providers, Label Studio, broker; name the fix of what is wrong.
+
+    Example: sutdol doctor
+    """
+    from sutdol import report
+
+    sys.exit(0 if report.doctor(_settings(home), console) else 1)
+
+
+@app.command
+def settings(*, home: Home = None) -> None:
+    """List every setting: its variable, the value in force, its default and what it means.
+
+    Example: SUTDOL_PORT=9000 sutdol settings
+    """
+    from sutdol import report
+
+    report.settings(_settings(home), console)
+
+
+@keys_app.command(name="create")
+def keys_create(
+    name: str,
+    *,
+    scope: Annotated[list[str], Parameter(help="predict, label or admin; may be repeated.")] = ["predict"],  # noqa: B006
+    days: Annotated[float | None, Parameter(help="Days until it expires.")] = None,
+    home: Home = None,
+) -> None:
+    """Make a key and show it, once.
+
+    Example: sutdol keys create camera-7 --scope predict --days 365
+    """
+    from sutdol import keys
+    from sutdol.tables import now
+
+    with _open(home).database.begin() as session:
+        key = keys.create(session, name, scope, expires_at=now() + days * 86_400 if days else None)
+    console.print(key, highlight=False, soft_wrap=True)
+
+
+@keys_app.command(name="list")
+def keys_list(*, home: Home = None) -> None:
+    """List keys, without their secrets.
+
+    Example: sutdol keys list
+    """
+    from sutdol import report
+
+    report.keys(_open(home), console)
+
+
+@keys_app.command(name="revoke")
+def keys_revoke(key_id: str, *, home: Home = None) -> None:
+    """Revoke a key; servers follow within a second.
+
+    Example: sutdol keys revoke 1a2b3c4d
+    """
+    from sutdol import keys
+
+    with _open(home).database.begin() as session:
+        keys.revoke(session, key_id)
+    console.print(f"key {key_id} is revoked")
+
+
+def _params(items: list[str]) -> dict[str, Any]:
+    """`epochs=20` becomes {"epochs": 20}; what is no JSON value is text."""
+    params: dict[str, Any] = {}
+    for item in items:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise SetupError(f"--set {item!r}: expected NAME=VALUE")
+        try:
+            params[name] = msgspec.json.decode(value.encode())
+        except msgspec.DecodeError:
+            params[name] = value
+    return params
+
+
+def _settings(home: Path | None, **overrides: object) -> Settings:
+    given = {name: value for name, value in {"home": home, **overrides}.items() if value is not None}
+    return load(**given)
+
+
+def _open(home: Path | None) -> Context:
+    return open_context(_settings(home))
+
+
+def _sibling(module: str) -> Any:
+    extras = {"labeling_bridge": "label-studio", "retrain": "train"}
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        package = module.split(".")[0]
+        extra = extras.get(package)
+        hint = f"pip install 'sutdol[{extra}]'" if extra else "install sutdol again"
+        raise SetupError(f"{module} needs {error.name}, which is not installed", hint=hint) from error

@@ -1,0 +1,285 @@
+"""One image becomes one Prediction; the only place where that happens, for serving and for judging alike.
+
+    bytes -> decode -> (h, w, 3) uint8 RGB -> fit_input -> (s, s, 3) uint8 -> prepare -> (3, s, s) float32 -> run -> Raw
+          -> interpret -> Prediction in pixels of the original image
+
+ImageError belongs to the first arrow, ModelError to all later ones. `prepare`, `run` and `interpret` are separate so that
+the server may batch `run`; `predict_rgb` is all three for one image.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Self
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from sutdol import images, registry, scoring
+from sutdol.errors import InputError, ModelError
+from sutdol.runtime import Float32, Runtime
+from sutdol.scoring import OodStatistics
+from sutdol.stores import Store
+from sutdol.types import Box, ClassScore, InputSpec, Manifest, Prediction
+
+GOLDEN_TOLERANCE = 2e-3
+"""Largest difference from the recorded outputs, relative to their largest value; other processors round differently."""
+TOP_CLASSES = 5
+
+
+@dataclass(frozen=True)
+class Raw:
+    """What the model said about a batch: scores and features of `types.Manifest`."""
+
+    scores: Float32
+    features: Float32
+
+
+def fit_input(rgb: images.Rgb, spec: InputSpec) -> images.Rgb:
+    """Resize to the model's input, (h, w, 3) uint8. Training must use this very function, or it learns other pixels."""
+    height, width = spec.size_hw
+    if rgb.shape[:2] == (height, width):
+        return rgb
+    if spec.resize == "stretch":
+        shrinking = rgb.shape[0] >= height and rgb.shape[1] >= width
+        resized = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR)
+        return np.asarray(resized, np.uint8)
+    _, (new_height, new_width), (top, left) = _letterbox(rgb.shape[0], rgb.shape[1], spec)
+    canvas = np.full((height, width, 3), spec.pad_value, np.uint8)
+    canvas[top : top + new_height, left : left + new_width] = cv2.resize(
+        rgb, (new_width, new_height), interpolation=cv2.INTER_LINEAR
+    )
+    return canvas
+
+
+def to_tensor(fitted: images.Rgb, spec: InputSpec) -> Float32:
+    """(h, w, 3) uint8 at input size -> (3, h, w) float32, scaled to [0, 1], minus mean, divided by std."""
+    scaled = fitted.astype(np.float32) * np.float32(1 / 255)
+    if spec.mean != (0.0, 0.0, 0.0) or spec.std != (1.0, 1.0, 1.0):
+        scaled = (scaled - np.asarray(spec.mean, np.float32)) / np.asarray(spec.std, np.float32)
+    return np.ascontiguousarray(scaled.transpose(2, 0, 1))
+
+
+class Predictor:
+    """A loaded model version with its manifest and statistics; may be used from many threads at once."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        manifest: Manifest,
+        ood: OodStatistics | None,
+        golden: bytes | None,
+        model: str,
+        version: int,
+    ) -> None:
+        self.runtime = runtime
+        self.manifest = manifest
+        self.ood = ood
+        self.model = model
+        self.version = version
+        self._golden = golden
+        if runtime.input_hw not in (None, tuple(manifest.input.size_hw)):
+            raise ModelError(f"model.onnx takes {runtime.input_hw} pixels, its manifest says {manifest.input.size_hw}")
+
+    @classmethod
+    def open(
+        cls, store: Store, model: str, version: int, *, providers: list[str] | None = None, threads: int = 1
+    ) -> Self:
+        """Load a bundle: every file is compared with its hash in the manifest.
+
+        Raises:
+            ModelError: wrong hash, or a file that cannot be loaded. NotFoundError: no such bundle.
+        """
+        manifest = registry.read_manifest(store, model, version)
+        files = {name: registry.read_file(store, model, version, manifest, name) for name in _needed(manifest)}
+        ood = OodStatistics.from_bytes(files["scoring.npz"]) if "scoring.npz" in files else None
+        runtime = Runtime(files["model.onnx"], providers=providers, threads=threads)
+        return cls(runtime, manifest, ood, files.get("golden.npz"), model, version)
+
+    @classmethod
+    def from_parts(
+        cls,
+        onnx: bytes,
+        manifest: Manifest,
+        ood: OodStatistics | None = None,
+        *,
+        model: str = "",
+        version: int = 0,
+        providers: list[str] | None = None,
+        threads: int = 1,
+    ) -> Self:
+        """A predictor that lies in no store, for judging a candidate while it is being made."""
+        return cls(Runtime(onnx, providers=providers, threads=threads), manifest, ood, None, model, version)
+
+    @property
+    def provider(self) -> str:
+        """The execution provider really in use."""
+        return self.runtime.provider
+
+    def evaluating(self) -> Self:
+        """The same model with `score_min` .001: mean average precision wants the whole ranking, people do not."""
+        import msgspec
+
+        manifest = msgspec.structs.replace(self.manifest, score_min=0.001)
+        return type(self)(self.runtime, manifest, self.ood, self._golden, self.model, self.version)
+
+    def predict_bytes(self, data: bytes) -> Prediction:
+        """One image as a client sent it, or as the store keeps it.
+
+        Raises:
+            ImageError, ModelError.
+        """
+        image = images.admit(data)
+        return self.predict_rgb(
+            images.decode(image.data, cover_hw=self.cover_hw), size_hw=(image.height_px, image.width_px)
+        )
+
+    @property
+    def cover_hw(self) -> tuple[int, int]:
+        """The smallest decoded size that loses nothing: a JPEG may be decoded at a half, a quarter or an eighth."""
+        return self.manifest.input.size_hw
+
+    def predict_rgb(self, rgb: images.Rgb, *, size_hw: tuple[int, int] | None = None) -> Prediction:
+        """One decoded image; `size_hw` is its original size when it was decoded smaller."""
+        raw = self.run(self.prepare(rgb)[None])
+        return self.interpret(raw, 0, size_hw or (rgb.shape[0], rgb.shape[1]))
+
+    def prepare(self, rgb: images.Rgb) -> Float32:
+        """(h, w, 3) uint8 of any size -> (3, s, s) float32."""
+        return to_tensor(fit_input(rgb, self.manifest.input), self.manifest.input)
+
+    def run(self, batch: Float32) -> Raw:
+        """The model itself, on (n, 3, s, s) float32.
+
+        Raises:
+            ModelError: it failed, or answered with something that is not finite or has another length.
+        """
+        return Raw(*self.runtime.run(batch))
+
+    def interpret(self, raw: Raw, i: int, original_hw: tuple[int, int]) -> Prediction:
+        """Row `i` of a batch's answer, for an image whose normalised size was `original_hw`."""
+        features = raw.features[i]
+        ood_score = float(self.ood.score(features[None])[0]) if self.ood else None
+        common = {"ood_score": ood_score, "height_px": original_hw[0], "width_px": original_hw[1], "features": features}
+        if self.manifest.task == "detect":
+            return self._boxes(raw.scores[i], original_hw, common)
+        return self._classes(raw.scores[i], common)
+
+    def warm(self, batch_sizes: tuple[int, ...] = (1,)) -> None:
+        """Run once for each batch size, so that the first request pays nothing."""
+        height, width = self.manifest.input.size_hw
+        for n in batch_sizes:
+            self.run(np.zeros((n, 3, height, width), np.float32))
+
+    def check_golden(self) -> None:
+        """Compare the answers for the recorded inputs with the recorded answers.
+
+        Raises:
+            ModelError: they differ, or the record cannot be read.
+        """
+        if self._golden is None:
+            return
+        try:
+            with np.load(io.BytesIO(self._golden), allow_pickle=False) as record:
+                inputs, scores, features = record["images"], record["scores"], record["features"]
+        except (ValueError, KeyError, OSError) as error:
+            raise ModelError(f"golden.npz: {error}") from error
+        raw = self.run(np.stack([to_tensor(image, self.manifest.input) for image in inputs]))
+        for name, expected, found in (("scores", scores, raw.scores), ("features", features, raw.features)):
+            if expected.shape != found.shape:
+                raise ModelError(f"golden check: expected {name} of shape {expected.shape}, found {found.shape}")
+            worst = float(np.abs(expected - found).max(initial=0.0))
+            allowed = GOLDEN_TOLERANCE * max(float(np.abs(expected).max(initial=0.0)), 1.0)
+            if worst > allowed:
+                raise ModelError(
+                    f"golden check: {name} differ from the record by {worst:.3g}, allowed is {allowed:.3g}"
+                )
+
+    def make_golden(self, fitted: NDArray[np.uint8]) -> bytes:
+        """The file `golden.npz` for images (m, h, w, 3) uint8 at input size."""
+        raw = self.run(np.stack([to_tensor(image, self.manifest.input) for image in fitted]))
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, images=fitted, scores=raw.scores, features=raw.features)
+        return buffer.getvalue()
+
+    def _classes(self, logits: Float32, common: dict[str, object]) -> Prediction:
+        manifest = self.manifest
+        if logits.shape != (len(manifest.classes),):
+            raise ModelError(f"expected {len(manifest.classes)} class scores, found {logits.shape}")
+        if manifest.task == "multilabel":
+            chances, raw_chances = scoring.sigmoid(logits, temperature=manifest.temperature), scoring.sigmoid(logits)
+            order = np.argsort(-logits, kind="stable")
+            shown = [int(k) for k in order if chances[k] >= manifest.multilabel_min]
+            margin = float(2 * np.abs(chances - 0.5).min())
+            confidence, raw_confidence = _least_sure(chances), _least_sure(raw_chances)
+        else:
+            chances = scoring.softmax(logits, temperature=manifest.temperature)
+            order = np.argsort(-logits, kind="stable")  # by logits: calibrated values may tie at 1.0
+            shown = [int(k) for k in order[:TOP_CLASSES]]
+            confidence = float(chances[order[0]])
+            margin = confidence - float(chances[order[1]]) if len(order) > 1 else 1.0
+            raw_confidence = float(scoring.softmax(logits)[order[0]])
+        classes = [ClassScore(manifest.classes[k], k, float(chances[k])) for k in shown]
+        return Prediction(classes, [], confidence, raw_confidence, margin, **common)  # type: ignore[arg-type]
+
+    def _boxes(self, scores: Float32, original_hw: tuple[int, int], common: dict[str, object]) -> Prediction:
+        manifest = self.manifest
+        if scores.ndim != 2 or scores.shape[0] != 4 + len(manifest.classes):
+            raise ModelError(f"expected scores (4 + {len(manifest.classes)}, anchors), found {scores.shape}")
+        best = scores[4:].max(axis=0)
+        calibrated = scoring.sigmoid(scoring.log_odds(best), temperature=manifest.temperature)
+        keep = np.flatnonzero(calibrated >= manifest.score_min)
+        if len(keep) > 4 * manifest.max_boxes:
+            keep = keep[np.argpartition(-best[keep], 4 * manifest.max_boxes)[: 4 * manifest.max_boxes]]
+        indices = scores[4:, keep].argmax(axis=0)
+        centres, sizes = scores[:2, keep].T, scores[2:4, keep].T
+        corners = np.concatenate([centres - sizes / 2, sizes], axis=1)
+        chosen = _suppress(corners, best[keep], indices, iou=manifest.nms_iou, most=manifest.max_boxes)
+        scale, _, (top, left) = _letterbox(*original_hw, manifest.input)
+        boxes = []
+        for j in chosen:
+            x1, y1 = (corners[j, 0] - left) / scale, (corners[j, 1] - top) / scale
+            x2, y2 = x1 + corners[j, 2] / scale, y1 + corners[j, 3] / scale
+            x1, x2 = max(float(x1), 0.0), min(float(x2), float(original_hw[1]))
+            y1, y2 = max(float(y1), 0.0), min(float(y2), float(original_hw[0]))
+            if x2 - x1 > 0 and y2 - y1 > 0:
+                label = manifest.classes[int(indices[j])]
+                boxes.append(Box(label, x1, y1, x2, y2, float(calibrated[keep[j]])))
+        confidence = max((b.confidence or 0.0 for b in boxes), default=0.0)
+        margin = min((2 * abs((b.confidence or 0.0) - 0.5) for b in boxes), default=0.0)
+        raw = float(best[keep].max(initial=0.0))
+        return Prediction([], boxes, confidence, raw, margin, **common)  # type: ignore[arg-type]
+
+
+def _needed(manifest: Manifest) -> list[str]:
+    if "model.onnx" not in manifest.files:
+        raise ModelError("manifest: expected a hash of model.onnx, found none")
+    return [name for name in ("model.onnx", "scoring.npz", "golden.npz") if name in manifest.files]
+
+
+def _letterbox(height: int, width: int, spec: InputSpec) -> tuple[float, tuple[int, int], tuple[int, int]]:
+    """(scale, (new height, new width), (top, left)): the whole image, centred, aspect ratio kept."""
+    if height < 1 or width < 1:
+        raise InputError(f"expected at least 1 x 1 pixels, found {width} x {height}")
+    scale = min(spec.size_hw[0] / height, spec.size_hw[1] / width)
+    new_height, new_width = max(round(height * scale), 1), max(round(width * scale), 1)
+    return scale, (new_height, new_width), ((spec.size_hw[0] - new_height) // 2, (spec.size_hw[1] - new_width) // 2)
+
+
+def _suppress(
+    corners: NDArray[np.floating], scores: Float32, indices: NDArray[np.integer], *, iou: float, most: int
+) -> list[int]:
+    """Greedy non-maximum suppression within each class; rows to keep, best first. `corners` are (x, y, width, height)."""
+    if not len(corners):
+        return []
+    kept = cv2.dnn.NMSBoxesBatched(
+        corners.astype(np.float64).tolist(), scores.astype(float).tolist(), indices.astype(int).tolist(), 0.0, iou
+    )
+    order = sorted((int(k) for k in np.asarray(kept).reshape(-1)), key=lambda k: -float(scores[k]))
+    return order[:most]
+
+
+def _least_sure(chances: scoring.Float) -> float:
+    return float(np.maximum(chances, 1 - chances).min())

@@ -1,0 +1,139 @@
+"""All settings as data: name, default, unit, help, in one frozen object, read once at start.
+
+The only file that reads the environment. Every setting `x` is the variable `SUTDOL_X`; `.env` in the working folder is
+read too. `doctor`, `sutdol settings` and the README's table are made from `Settings.model_fields`.
+
+Errors: SetupError with the setting's name, what was expected and what was found.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from sutdol.errors import SetupError
+
+
+class Settings(BaseSettings):
+    """One frozen object for a whole process; hand it over, never import it."""
+
+    model_config = SettingsConfigDict(env_prefix="SUTDOL_", env_file=".env", extra="ignore", frozen=True)
+
+    home: Path = Field(Path(".sutdol"), description="Folder for the database, images, models, runs and secrets.")
+    database_url: str = Field("", description="SQLAlchemy URL. Empty: SQLite in the home folder.")
+    store_url: str = Field("", description="Where images and models live. Empty: a folder in the home folder.")
+    broker_url: str = Field("", description="Queue of jobs. Empty: the database itself.")
+
+    host: str = Field("127.0.0.1", description="Address that `serve` listens on.")
+    port: int = Field(8000, ge=1, le=65535, description="Port that `serve` listens on.")
+    public_url: str = Field("", description="URL under which browsers reach `serve`. Empty: http://HOST:PORT.")
+    cors_origins: str = Field("", description="Browser origins that may call the API, separated by commas; * for any.")
+    max_body_bytes: int = Field(20_000_000, ge=1_000, description="Largest request body, bytes.")
+    inference_threads: int = Field(0, ge=0, description="Inference threads. 0: one per core.")
+    queue_limit: int = Field(256, ge=1, description="Requests waiting for inference before new ones get 503.")
+    providers: str = Field(
+        "", description="ONNX Runtime providers by preference, separated by commas. Empty: best found."
+    )
+
+    label_rate: float = Field(0.05, ge=0, le=1, description="Share of traffic that may be picked for labelling.")
+    drawn_share: float = Field(0.5, ge=0, le=1, description="Part of the label budget for the random (`drawn`) arm.")
+    labels_per_day: int = Field(500, ge=0, description="Labels that people are asked for in a day.")
+    max_open_tasks: int = Field(500, ge=1, description="Unanswered tasks in Label Studio before nothing more is sent.")
+    retrain_after_labels: int = Field(100, ge=1, description="New labels that start a retraining.")
+    retrain_cooldown_s: float = Field(60.0, ge=0, description="Seconds between two retrainings of one model.")
+    promotion: str = Field(
+        "auto", pattern="^(auto|manual)$", description="What happens when the gate passes: auto or manual."
+    )
+
+    label_studio_url: str = Field("", description="URL of Label Studio. Empty: the one that `up` starts.")
+    label_studio_api_key: str = Field("", repr=False, description="Its access token. Empty: made by log-in.")
+    label_studio_port: int = Field(8080, ge=1, le=65535, description="Port of the Label Studio that `up` starts.")
+    label_studio_venv: Path = Field(Path(".venv-label-studio"), description="Virtual environment with Label Studio.")
+    label_studio_email: str = Field("bridge@sutdol.local", description="Account that the bridge uses.")
+    label_studio_password: str = Field(
+        "", repr=False, description="Its password. Empty: generated, kept in the home folder."
+    )
+
+    clock_tick_s: float = Field(1.0, gt=0, description="Seconds between two looks of the clock.")
+    poll_interval_s: float = Field(15.0, gt=0, description="Seconds between two polls of Label Studio.")
+    window_interval_s: float = Field(5.0, gt=0, description="Seconds between two choices of what to label.")
+    sweep_interval_s: float = Field(600.0, gt=0, description="Seconds between two full comparisons with Label Studio.")
+    lease_s: float = Field(12.0, gt=0, description="Seconds after its last heartbeat that a job counts as abandoned.")
+    heartbeat_s: float = Field(3.0, gt=0, description="Seconds between two heartbeats of a running job.")
+    log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="debug, info, warning or error.")
+
+    @property
+    def database(self) -> str:
+        """The SQLAlchemy URL really used."""
+        return self.database_url or f"sqlite:///{(self.home / 'sutdol.db').absolute()}"
+
+    @property
+    def store(self) -> str:
+        """The store URL really used."""
+        return self.store_url or f"file://{(self.home / 'store').absolute()}"
+
+    @property
+    def broker(self) -> str:
+        """The broker URL really used; the database's own URL when none was given."""
+        return self.broker_url or self.database
+
+    @property
+    def url(self) -> str:
+        """The address under which browsers and Label Studio reach `serve`, without a trailing slash."""
+        return (self.public_url or f"http://{self.host}:{self.port}").rstrip("/")
+
+    @property
+    def studio_url(self) -> str:
+        """The address of Label Studio, without a trailing slash."""
+        return (self.label_studio_url or f"http://127.0.0.1:{self.label_studio_port}").rstrip("/")
+
+    @property
+    def provider_names(self) -> list[str]:
+        """Wanted ONNX Runtime providers, best first; empty means "best found"."""
+        return [p.strip() for p in self.providers.split(",") if p.strip()]
+
+    @property
+    def origins(self) -> list[str]:
+        """Browser origins that may call the API; Label Studio's own always may fetch images."""
+        return [o.strip().rstrip("/") for o in self.cors_origins.split(",") if o.strip()]
+
+
+def load(**overrides: object) -> Settings:
+    """Settings from the environment, then `.env`, then defaults; keyword arguments win over all of them.
+
+    Raises:
+        SetupError: a value of the wrong kind or outside its range.
+    """
+    try:
+        return Settings(**overrides)  # type: ignore[arg-type]
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else "?"
+        raise SetupError(
+            f"setting SUTDOL_{name.upper()}: {first['msg']}, found {first.get('input')!r}", hint="see `sutdol settings`"
+        ) from error
+
+
+def describe() -> list[tuple[str, str, str, str]]:
+    """(name, variable, default, meaning) of every setting, in order; `sutdol settings` and the README's table."""
+    return [
+        (name, f"SUTDOL_{name.upper()}", str(field.default), field.description or "")
+        for name, field in Settings.model_fields.items()
+    ]
+
+
+def child_environment(settings: Settings, **extra: str) -> dict[str, str]:
+    """The environment for a child process of ours that must see the same settings; `extra` is added as it is.
+
+    Every setting that differs from its default is passed on, paths made absolute.
+    """
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("SUTDOL_")}
+    for name in Settings.model_fields:
+        value = getattr(settings, name)
+        if isinstance(value, Path):
+            value = value.absolute()
+        environment[f"SUTDOL_{name.upper()}"] = str(value)
+    return environment | extra

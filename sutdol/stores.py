@@ -1,0 +1,97 @@
+"""Where images and models lie: keys to bytes, by URL scheme. STORES maps the scheme to its opener.
+
+Keys are relative, `/`-separated: `samples/<sha256>`, `models/<slug>/<version>/<file>`, `evaluations/<id>.jsonl`.
+Objects are immutable: `put` never overwrites, because every key is a hash or a number that is given out once.
+
+Errors: NotFoundError for a missing key, SetupError for a URL that cannot be opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+import obstore
+from obstore.exceptions import AlreadyExistsError
+from obstore.store import LocalStore, MemoryStore, S3Store, from_url
+
+from sutdol.errors import NotFoundError, SetupError
+
+AnyStore = LocalStore | MemoryStore | S3Store
+
+
+class Store:
+    """A flat, immutable key-value store; safe to share between threads."""
+
+    def __init__(self, inner: AnyStore, *, root: Path | None = None) -> None:
+        self._inner = inner
+        self.root = root
+        """The folder, when the store is one on this machine."""
+
+    def put(self, key: str, data: bytes) -> bool:
+        """Store `data` whole or not at all; False when the key was there already (its bytes stay)."""
+        try:
+            obstore.put(self._inner, key, data, mode="create")
+        except AlreadyExistsError:
+            return False
+        return True
+
+    def get(self, key: str) -> bytes:
+        """The bytes of `key`.
+
+        Raises:
+            NotFoundError: there is no such key.
+        """
+        try:
+            return bytes(obstore.get(self._inner, key).bytes())
+        except FileNotFoundError:
+            raise NotFoundError(f"the store holds no {key!r}") from None
+
+    def has(self, key: str) -> bool:
+        try:
+            obstore.head(self._inner, key)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def delete(self, key: str) -> None:
+        """Remove `key`; nothing happens when it is not there."""
+        try:
+            obstore.delete(self._inner, key)
+        except FileNotFoundError:
+            return
+
+    def keys(self, prefix: str) -> list[str]:
+        """All keys that begin with the path `prefix`, sorted."""
+        return sorted(str(meta["path"]) for batch in obstore.list(self._inner, prefix) for meta in batch)
+
+
+def _folder(url: str) -> Store:
+    path = Path(unquote(urlparse(url).path))
+    path.mkdir(parents=True, exist_ok=True)
+    return Store(LocalStore(path), root=path)
+
+
+STORES: dict[str, Callable[[str], Store]] = {
+    "file": _folder,
+    "memory": lambda url: Store(MemoryStore()),
+    "s3": lambda url: Store(from_url(url)),  # type: ignore[arg-type]
+}
+
+
+def open_store(url: str) -> Store:
+    """The store behind `url` (`file:///folder`, `memory://`, `s3://bucket/prefix`).
+
+    Raises:
+        SetupError: an unknown scheme, or a folder that cannot be made.
+    """
+    scheme = urlparse(url).scheme
+    if scheme not in STORES:
+        raise SetupError(f"store URL {url!r}: expected one of {', '.join(f'{s}://' for s in STORES)}")
+    try:
+        return STORES[scheme](url)
+    except OSError as error:
+        raise SetupError(
+            f"store {url!r} cannot be opened: {error}", hint="set SUTDOL_STORE_URL or SUTDOL_HOME"
+        ) from error
