@@ -1,0 +1,101 @@
+"""Who may call: `Authorization: Bearer sut_<id>_<secret>` against a snapshot of all keys that a thread renews.
+
+    header -> keys.parse (constant work) -> snapshot -> keys.check -> key id
+
+A key that was revoked stops working within REFRESH_S. One that was made a moment ago works at once: an unknown id asks for
+one renewal of the snapshot, shared by all who ask, before it is refused.
+
+Errors: AuthError 401 and 403; BusyError 503 when the keys could not be read for STALE_S, because then a revoked one might pass.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+
+import structlog
+from litestar.connection import ASGIConnection
+from litestar.handlers.base import BaseRouteHandler
+from litestar.types import Guard
+from sqlalchemy.exc import SQLAlchemyError
+from sqlmodel import select
+
+from sutdol import keys
+from sutdol.db import Database
+from sutdol.errors import AuthError, BusyError
+from sutdol.tables import ApiKey
+
+REFRESH_S = 0.4
+STALE_S = 30.0
+_MISS_INTERVAL_S = 0.1
+"""Unknown ids cause at most ten renewals a second, whatever is thrown at us."""
+
+
+class Keyring:
+    """All API keys of this installation; `check` never touches the database unless the id is unknown."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._rows: dict[str, ApiKey] = {}
+        self._read_at = 0.0
+        self._renewing = threading.Lock()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="keys", daemon=True)
+        self._log = structlog.get_logger("serving.auth")
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._ended.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    async def check(self, header: str | None, scope: str) -> str:
+        """The id of the key in an `Authorization` header.
+
+        Raises:
+            AuthError: missing, malformed, unknown, expired, revoked (401), or without `scope` (403).
+        """
+        if not header:
+            raise AuthError("API key: expected a header `Authorization: Bearer sut_...`, found none")
+        kind, _, presented = header.partition(" ")
+        if kind.lower() != "bearer":
+            raise AuthError("API key: expected the scheme Bearer", hint="send `Authorization: Bearer sut_...`")
+        key_id, digest = keys.parse(presented.strip())
+        row = self._rows.get(key_id)
+        if row is None:
+            await asyncio.to_thread(self._renew, _MISS_INTERVAL_S)
+            row = self._rows.get(key_id)
+        if time.monotonic() - self._read_at > STALE_S:
+            raise BusyError("the API keys cannot be read", retry_after_s=5)
+        keys.check(row, digest, scope)
+        return key_id
+
+    def _renew(self, unless_younger_s: float) -> None:
+        with self._renewing:
+            if time.monotonic() - self._read_at < unless_younger_s:
+                return
+            began = time.monotonic()
+            try:
+                with self._database.read() as session:
+                    self._rows = {row.id: row for row in session.exec(select(ApiKey))}
+                self._read_at = began
+            except SQLAlchemyError as error:
+                self._log.warning("API keys not read", error=str(error).splitlines()[0])
+
+    def _follow(self) -> None:
+        while True:
+            self._renew(0.0)
+            if self._ended.wait(REFRESH_S):
+                return
+
+
+def needs(keyring: Keyring, scope: str) -> Guard:
+    """A guard for routes: refuses before the body is read, and leaves the key's id in `connection.state.key_id`."""
+
+    async def guard(connection: ASGIConnection, _: BaseRouteHandler) -> None:  # type: ignore[type-arg]
+        connection.state.key_id = await keyring.check(connection.headers.get("authorization"), scope)
+
+    return guard

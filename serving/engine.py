@@ -1,0 +1,245 @@
+"""Images become logged answers, on one thread per core; nothing here runs on the event loop.
+
+    submit -> queue (bounded, one lane per model) -> a thread takes its fair share -> admit, decode, prepare each
+           -> run together -> interpret, pick each -> log.submit -> (commit) -> the request's ticket is settled
+
+A batch is what is waiting anyway: min(B, ceil(waiting / threads)) of one model, B measured at load; nobody waits for company.
+What one item does wrong stays with it: its decoding error is its own, a batch that fails is run again one by one, and items
+whose client has gone or whose deadline has passed are dropped when they are taken.
+
+Errors: BusyError (queue full, deadline passed), ImageError for the item, ModelError for the model.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import structlog
+
+from serving.log import Entry, LogWriter
+from serving.metrics import Metrics
+from serving.slots import Loaded, Slots
+from serving.tickets import Ticket, settle
+from sutdol import images
+from sutdol.errors import BusyError, ModelError, SutdolError
+from sutdol.images import Image
+from sutdol.predictor import Raw
+from sutdol.runtime import Float32
+from sutdol.sampling import Picked
+from sutdol.tables import now
+from sutdol.types import Prediction
+
+
+@dataclass(slots=True)
+class Item:
+    """One image that waits for its answer."""
+
+    model: str
+    data: bytes
+    key_id: str | None
+    ticket: Ticket
+    deadline: float = math.inf
+    """In `time.monotonic()` seconds."""
+    accepted: float = field(default_factory=time.perf_counter)
+
+
+@dataclass(slots=True)
+class Answer:
+    """What the engine knows about one item when it is done; `compose` makes log rows and the reply of it."""
+
+    item: Item
+    loaded: Loaded
+    image: Image
+    prediction: Prediction
+    picked: Picked
+    duration_ms: float
+
+
+@dataclass(slots=True)
+class _Prepared:
+    item: Item
+    image: Image
+    tensor: Float32
+
+
+class Engine:
+    """The inference threads and their queue.
+
+    Args:
+        compose: an answer becomes what the log writes and the client gets.
+        threads: 0 means one per core.
+        limit: items waiting before `submit` refuses.
+    """
+
+    def __init__(
+        self,
+        slots: Slots,
+        log: LogWriter,
+        metrics: Metrics,
+        *,
+        compose: Callable[[Answer], Entry],
+        threads: int = 0,
+        limit: int = 256,
+    ) -> None:
+        self._slots = slots
+        self._log_writer = log
+        self._metrics = metrics
+        self._compose = compose
+        self._limit = limit
+        self._lanes: dict[str, deque[Item]] = {}
+        self._waiting = 0
+        self._seconds_each = 0.01
+        self._wake = threading.Condition()
+        self._stopping = False
+        self._threads = [
+            threading.Thread(target=self._work, name=f"inference-{i}", daemon=True) for i in range(threads or _cores())
+        ]
+        self._log = structlog.get_logger("serving.engine")
+
+    def start(self) -> None:
+        pixels = np.zeros((8, 8, 3), np.uint8)
+        images.decode(images.admit(images.encode_png(pixels)).data)  # the image libraries load their parts at first use
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Answer what is waiting, then end the threads."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify_all()
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join()
+
+    @property
+    def waiting(self) -> int:
+        """Items that no thread has taken yet."""
+        return self._waiting
+
+    @property
+    def alive(self) -> bool:
+        return all(thread.is_alive() for thread in self._threads)
+
+    def submit(self, item: Item) -> None:
+        """Queue an item; its ticket is settled with the reply, or with an error.
+
+        Raises:
+            BusyError: the queue is full, or the engine is stopping.
+        """
+        with self._wake:
+            if self._stopping or self._waiting >= self._limit:
+                seconds = math.ceil(self._waiting * self._seconds_each / len(self._threads))
+                raise BusyError(
+                    f"{self._waiting} requests are waiting, that is the limit", retry_after_s=min(max(seconds, 1), 60)
+                )
+            self._lanes.setdefault(item.model, deque()).append(item)
+            self._waiting += 1
+            self._wake.notify()
+
+    def _work(self) -> None:
+        while True:
+            items = self._take()
+            if items is None:
+                return
+            began = time.perf_counter()
+            try:
+                self._answer(items)
+            except Exception as error:  # the outermost loop of this thread; the requests raise it again
+                self._log.exception("inference failed", items=len(items))
+                settle([(item.ticket, error) for item in items])
+            if items:
+                each = (time.perf_counter() - began) / len(items)
+                self._seconds_each += 0.05 * (each - self._seconds_each)
+
+    def _take(self) -> list[Item] | None:
+        """This thread's fair share of the lane whose turn it is; None when the engine has stopped."""
+        with self._wake:
+            while not self._waiting:
+                if self._stopping:
+                    return None
+                self._wake.wait()
+            model, lane = next(iter(self._lanes.items()))
+            share = math.ceil(len(lane) / len(self._threads))
+            items = [lane.popleft() for _ in range(min(share, self._batch_of(model)))]
+            self._waiting -= len(items)
+            del self._lanes[model]
+            if lane:
+                self._lanes[model] = lane  # to the end: models take turns
+        return [item for item in items if self._still_wanted(item)]
+
+    def _batch_of(self, model: str) -> int:
+        try:
+            return self._slots.get(model).batch
+        except SutdolError:
+            return 1
+
+    def _still_wanted(self, item: Item) -> bool:
+        if item.ticket.gone:
+            self._metrics.dropped.labels("gone").inc()
+            return False
+        if time.monotonic() > item.deadline:
+            self._metrics.dropped.labels("expired").inc()
+            settle([(item.ticket, BusyError("the deadline passed while the request was waiting"))])
+            return False
+        return True
+
+    def _answer(self, items: list[Item]) -> None:
+        if not items:
+            return
+        try:
+            loaded = self._slots.get(items[0].model)
+        except SutdolError as error:
+            settle([(item.ticket, error) for item in items])
+            return
+        prepared = [p for item in items if (p := self._prepare(loaded, item)) is not None]
+        if prepared:
+            self._metrics.batch_size.observe(len(prepared))
+            self._run(loaded, prepared)
+
+    def _prepare(self, loaded: Loaded, item: Item) -> _Prepared | None:
+        try:
+            image = images.admit(item.data)
+            rgb = images.decode(image.data, cover_hw=loaded.predictor.cover_hw)
+            return _Prepared(item, image, loaded.predictor.prepare(rgb))
+        except Exception as error:  # whatever it is, it is this item's own: its request raises it again
+            settle([(item.ticket, error)])
+            return None
+
+    def _run(self, loaded: Loaded, prepared: list[_Prepared]) -> None:
+        try:
+            raw = loaded.predictor.run(np.stack([p.tensor for p in prepared]))
+            if len(raw.scores) != len(prepared):
+                raise ModelError(f"the model answered for {len(raw.scores)} of {len(prepared)} images")
+        except ModelError as error:
+            if len(prepared) == 1:
+                settle([(prepared[0].item.ticket, error)])
+                return
+            for one in prepared:
+                self._run(loaded, [one])
+            return
+        for i, one in enumerate(prepared):
+            self._finish(loaded, one, raw, i)
+
+    def _finish(self, loaded: Loaded, one: _Prepared, raw: Raw, i: int) -> None:
+        try:
+            predictor = loaded.predictor
+            prediction = predictor.interpret(raw, i, (one.image.height_px, one.image.width_px))
+            picked = loaded.sampler.pick(one.image.sample_id, prediction, predictor.manifest, at=now())
+            duration_ms = (time.perf_counter() - one.item.accepted) * 1000
+            self._log_writer.submit(self._compose(Answer(one.item, loaded, one.image, prediction, picked, duration_ms)))
+        except Exception as error:  # as in _prepare
+            settle([(one.item.ticket, error)])
+
+
+def _cores() -> int:
+    """Cores that this process may use; fewer than the machine has in a container or under taskset."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,100 @@
+"""`serve(context, routers)`: one process, one port, until SIGTERM or SIGINT.
+
+The port is looked at first, because two granians bind one port without an error. Granian runs embedded on this process's own
+event loop, so that a `kill -9` leaves nothing behind. On a signal new connections are refused, requests in flight get
+GRACE_S, streams that are open then are cut.
+
+Errors: SetupError when the port is in use or the address is not ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import gc
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+
+import structlog
+from granian.constants import Interfaces
+from granian.http import HTTP1Settings
+from granian.log import LogLevels
+from granian.server.embed import Server
+from litestar import Litestar, Router
+
+from serving.app import create_app
+from sutdol.context import Context
+from sutdol.errors import SetupError
+
+GRACE_S = 5.0
+_HEADER_TIMEOUT_MS = 15_000
+_BACKLOG = 1024
+_MAX_CONNECTIONS = 4096
+
+
+def serve(context: Context, routers: Sequence[Router] = ()) -> None:
+    """Serve until a signal comes. Returns when everything accepted is answered and logged.
+
+    Raises:
+        SetupError: the port is in use, or the address cannot be bound.
+    """
+    settings = context.settings
+    check_port(settings.host, settings.port)
+    asyncio.run(_run(create_app(context, list(routers)), settings.host, settings.port))
+
+
+def check_port(host: str, port: int) -> None:
+    """Raise SetupError unless `port` is free on `host`."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port in TIME_WAIT is free
+        try:
+            probe.bind((host, port))
+            probe.listen(1)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise SetupError(f"port {port} is in use", hint="choose another with --port") from error
+            raise SetupError(
+                f"{host}:{port} cannot be bound: {error.strerror}", hint="see --host and --port"
+            ) from error
+
+
+async def _run(app: Litestar, host: str, port: int) -> None:
+    server = Server(
+        app,
+        address=host,
+        port=port,
+        interface=Interfaces.ASGINL,  # the lifespan is ours, see below
+        backlog=_BACKLOG,
+        backpressure=_MAX_CONNECTIONS,
+        http1_settings=HTTP1Settings(header_read_timeout=_HEADER_TIMEOUT_MS),
+        log_level=LogLevels.error,
+    )
+    log = structlog.get_logger("serving")
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, stop.set)
+    async with app.lifespan():
+        gc.collect()
+        gc.freeze()  # what was imported and loaded is never collected again; spares the long pauses
+        serving = asyncio.create_task(server.serve())
+        stopping = asyncio.create_task(stop.wait())
+        log.info("serving", url=f"http://{host}:{port}", pid=os.getpid())
+        await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        server.stop()  # type: ignore[no-untyped-call]
+        _, late = await asyncio.wait({serving}, timeout=GRACE_S)
+    if late:
+        log.warning("open streams were cut", after_s=GRACE_S)
+        # Granian's own threads wait for those streams and cannot be told; all answers are logged by now.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+    if serving.exception() is not None:
+        raise SetupError(f"the HTTP server ended: {serving.exception()}") from serving.exception()
+    if not stop.is_set():
+        raise SetupError("the HTTP server ended by itself", hint=f"is {host}:{port} usable?")

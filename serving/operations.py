@@ -1,0 +1,324 @@
+"""What operators and their machines ask: alive, ready, metrics, models and versions, promote, roll back, events.
+
+Reads go to the database in a worker thread; `/livez`, `/readyz` and `/metrics` answer from memory, so a database that hangs
+cannot make a living server look dead. Promoting loads the version *here* first: one that does not load or fails its checks
+changes nothing and says why.
+
+Errors: NotFoundError, ConflictError 409 (refused, not ready, nothing to roll back to), AuthError 403 without the scope.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from litestar import Response, Router, get, post
+from litestar.connection import Request
+from litestar.datastructures import State
+from litestar.openapi.datastructures import ResponseSpec
+from litestar.params import Parameter
+from sqlalchemy import func
+from sqlmodel import col, select
+
+from serving import metrics as exposition
+from serving.auth import Keyring, needs
+from serving.engine import Engine
+from serving.log import LogWriter
+from serving.metrics import Metrics
+from serving.slots import Slots
+from sutdol import registry
+from sutdol.context import Context
+from sutdol.errors import ConflictError, InputError, ModelError, NotFoundError
+from sutdol.tables import Alias, Event, LabelTask, Model, ModelVersion
+
+HttpRequest = Request[Any, Any, State]
+
+
+class Live(msgspec.Struct):
+    """The process answers."""
+
+    status: str
+    replica: str
+
+
+class Ready(msgspec.Struct):
+    """Whether this replica can answer predictions, and what stands in the way."""
+
+    ready: bool
+    problems: list[str]
+    replica: str
+    models: dict[str, dict[str, Any]]
+    """Per model: version and champion, sha256, provider really in use, batch, error, swap_ms."""
+    queue_length: int
+    log_pending: int
+
+
+class ModelInfo(msgspec.Struct):
+    """A model, its aliases, and what this replica serves of it."""
+
+    name: str
+    task: str
+    classes: list[str]
+    family: str
+    aliases: dict[str, int]
+    serving: dict[str, Any]
+    created_at: float
+
+
+class VersionInfo(msgspec.Struct):
+    """One version; `state` is candidate, ready or refused."""
+
+    version: int
+    name: str
+    state: str
+    aliases: list[str]
+    sha256: str
+    size_bytes: int
+    metrics: dict[str, Any]
+    parent_version: int | None
+    created_at: float
+
+
+class Moved(msgspec.Struct):
+    """The champion has changed; `swap_ms` from the request to the publication on this replica."""
+
+    model: str
+    version: int
+    previous: int | None
+    decision_id: str
+    swap_ms: float
+
+
+class TaskCount(msgspec.Struct):
+    """How many label tasks of a model are in a state."""
+
+    model: str
+    state: str
+    arm: str
+    count: int
+
+
+class EventInfo(msgspec.Struct):
+    """What happened, newest first."""
+
+    id: str
+    at: float
+    kind: str
+    model: str | None
+    text: str
+    data: dict[str, Any]
+
+
+def build(context: Context, slots: Slots, engine: Engine, log: LogWriter, keyring: Keyring, metrics: Metrics) -> Router:
+    """The routes of this file."""
+    database = context.database
+    reader, labeler, admin = (needs(keyring, scope) for scope in ("predict", "label", "admin"))
+
+    @get("/livez", summary="Is the process alive?", tags=["operations"], operation_id="livez")
+    async def livez() -> Live:
+        return Live("alive", slots.replica_id)
+
+    @get(
+        "/readyz",
+        summary="Can it answer predictions?",
+        tags=["operations"],
+        operation_id="readyz",
+        responses={503: ResponseSpec(Ready, generate_examples=False, description="Not ready; `problems` says why.")},
+    )
+    async def readyz() -> Response[Ready]:
+        state = slots.serving()
+        problems = []
+        if not slots.followed:
+            problems.append("models are being loaded")
+        if not slots.alive:
+            problems.append("nobody follows the registry any more")
+        if slots.database_error:
+            problems.append(f"database: {slots.database_error}")
+        if not log.alive:
+            problems.append("the log writer has stopped")
+        if log.error:
+            problems.append(f"log: {log.error}")
+        if not engine.alive:
+            problems.append("an inference thread has stopped")
+        for slug, about in state.items():
+            if about["champion"] is not None and about["version"] is None:
+                problems.append(f"{slug}: {about['error'] or 'it is being loaded'}")
+        ready = Ready(not problems, problems, slots.replica_id, state, engine.waiting, log.pending)
+        return Response(ready, status_code=503 if problems else 200)
+
+    @get("/metrics", summary="Prometheus metrics", tags=["operations"], operation_id="metrics", media_type="text/plain")
+    async def metrics_text() -> Response[bytes]:
+        return Response(metrics.text(), headers={"content-type": exposition.CONTENT_TYPE})
+
+    @get(
+        "/v1/models",
+        guards=[reader],
+        sync_to_thread=True,
+        summary="All models",
+        tags=["models"],
+        operation_id="list_models",
+    )
+    def list_models() -> list[ModelInfo]:
+        with database.read() as session:
+            rows = session.exec(select(Model).order_by(Model.slug)).all()
+            aliases = session.exec(select(Alias)).all()
+        serving = slots.serving()
+        return [_model_info(row, aliases, serving) for row in rows]
+
+    @get(
+        "/v1/models/{model:str}",
+        guards=[reader],
+        sync_to_thread=True,
+        summary="One model",
+        tags=["models"],
+        operation_id="get_model",
+    )
+    def get_model(model: str) -> ModelInfo:
+        with database.read() as session:
+            row = registry.get_model(session, model)
+            aliases = session.exec(select(Alias).where(Alias.model == model)).all()
+        return _model_info(row, aliases, slots.serving())
+
+    @get(
+        "/v1/models/{model:str}/versions",
+        guards=[reader],
+        sync_to_thread=True,
+        summary="The versions of a model, newest first",
+        tags=["models"],
+        operation_id="list_versions",
+    )
+    def list_versions(model: str) -> list[VersionInfo]:
+        with database.read() as session:
+            registry.get_model(session, model)
+            rows = session.exec(
+                select(ModelVersion).where(ModelVersion.model == model).order_by(col(ModelVersion.version).desc())
+            ).all()
+            aliases = session.exec(select(Alias).where(Alias.model == model)).all()
+        return [
+            VersionInfo(
+                row.version,
+                row.name,
+                row.state,
+                sorted(a.name for a in aliases if a.version == row.version),
+                row.sha256,
+                row.size_bytes,
+                row.metrics,
+                row.parent_version,
+                row.created_at,
+            )
+            for row in rows
+        ]
+
+    @post(
+        "/v1/models/{model:str}/versions/{version:str}",
+        guards=[admin],
+        sync_to_thread=True,
+        status_code=200,
+        summary="Put a version to work",
+        description="Loads it here first; one that does not load or fails its checks changes nothing.",
+        tags=["models"],
+        operation_id="promote",
+    )
+    def promote(request: HttpRequest, model: str, version: str) -> Moved:
+        number = _before_action(request, version, "promote")
+        if not number.isdecimal():
+            raise InputError(f"version: expected a number, found {number!r}")
+        wanted = int(number)
+        with database.read() as session:
+            row = registry.get_version(session, model, wanted)
+            if row.state != "ready":
+                raise ConflictError(f"version {wanted} of {model} is {row.state}, only `ready` ones can be promoted")
+        try:
+            decision, swap_ms = slots.promote(model, wanted, who=_who(request), text=f"promote version {wanted}")
+        except ModelError as error:
+            serves = slots.serving().get(model, {}).get("version")
+            raise ConflictError(
+                f"version {wanted} of {model} was refused: {error.message}",
+                hint=f"version {serves} serves on" if serves else "nothing serves",
+            ) from error
+        return Moved(model, decision.candidate, decision.champion, decision.id, round(swap_ms, 2))
+
+    @post(
+        "/v1/models/{model:str}",
+        guards=[admin],
+        sync_to_thread=True,
+        status_code=200,
+        summary="Go back to the previous version",
+        tags=["models"],
+        operation_id="rollback",
+    )
+    def rollback(request: HttpRequest, model: str) -> Moved:
+        slug = _before_action(request, model, "rollback")
+        try:
+            decision, swap_ms = slots.rollback(slug, who=_who(request), text="")
+        except ModelError as error:
+            raise ConflictError(f"the previous version of {slug} was refused: {error.message}") from error
+        return Moved(slug, decision.candidate, decision.champion, decision.id, round(swap_ms, 2))
+
+    @get(
+        "/v1/label-tasks",
+        guards=[labeler],
+        sync_to_thread=True,
+        summary="How many label tasks are where",
+        tags=["labels"],
+        operation_id="count_label_tasks",
+    )
+    def label_tasks() -> list[TaskCount]:
+        keys = (LabelTask.model, LabelTask.state, LabelTask.arm)
+        with database.read() as session:
+            rows = session.exec(select(*keys, func.count()).group_by(*keys).order_by(*keys)).all()
+        return [TaskCount(*row) for row in rows]
+
+    @get(
+        "/v1/events",
+        guards=[labeler],
+        sync_to_thread=True,
+        summary="What happened, newest first",
+        tags=["operations"],
+        operation_id="list_events",
+    )
+    def events(
+        model: str | None = None,
+        kind: str | None = None,
+        after: Annotated[float, Parameter(description="Only later than this, epoch seconds.")] = 0.0,
+        limit: Annotated[int, Parameter(ge=1, le=1000)] = 100,
+    ) -> list[EventInfo]:
+        query = select(Event).where(Event.at > after).order_by(col(Event.at).desc()).limit(limit)
+        if model is not None:
+            query = query.where(Event.model == model)
+        if kind is not None:
+            query = query.where(Event.kind == kind)
+        with database.read() as session:
+            rows = session.exec(query).all()
+        return [EventInfo(e.id, e.at, e.kind, e.model, e.text, e.data) for e in rows]
+
+    handlers = [
+        livez,
+        readyz,
+        metrics_text,
+        list_models,
+        get_model,
+        list_versions,
+        promote,
+        rollback,
+        label_tasks,
+        events,
+    ]
+    return Router("/", route_handlers=handlers)
+
+
+def _model_info(row: Model, aliases: Any, serving: dict[str, dict[str, Any]]) -> ModelInfo:
+    named = {a.name: a.version for a in aliases if a.model == row.slug}
+    return ModelInfo(row.slug, row.task, row.classes, row.family, named, serving.get(row.slug, {}), row.created_at)
+
+
+def _before_action(request: HttpRequest, segment: str, action: str) -> str:
+    """`3:promote` is one path segment: the `3`. Any other action is a 404 like every unknown path."""
+    name, _, found = segment.partition(":")
+    if found != action:
+        raise NotFoundError(f"POST {request.url.path}: there is no such action", hint=f"expected {name}:{action}")
+    return name
+
+
+def _who(request: HttpRequest) -> str:
+    return f"key {request.state.key_id}"

@@ -1,0 +1,46 @@
+"""A promise made on an event loop and kept by a thread: `Ticket` is made by the request, `settle` is called by threads."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """What a request waits for; made on the event loop."""
+
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+    future: asyncio.Future[bytes] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+    @property
+    def gone(self) -> bool:
+        """Nobody waits any more; work for it may be dropped. Readable from any thread."""
+        return self.future.done()
+
+
+Outcome = tuple[Ticket, bytes | BaseException]
+
+
+def settle(outcomes: Iterable[Outcome]) -> None:
+    """Tell the waiting requests their answers or errors; one wake-up of the loop for all of them. From any thread.
+
+    Those who have gone, and those whose event loop has ended, hear nothing.
+    """
+    by_loop: dict[asyncio.AbstractEventLoop, list[Outcome]] = {}
+    for outcome in outcomes:
+        by_loop.setdefault(outcome[0].loop, []).append(outcome)
+    for loop, theirs in by_loop.items():
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(_settle, theirs)
+
+
+def _settle(outcomes: list[Outcome]) -> None:
+    for ticket, result in outcomes:
+        if ticket.future.done():
+            continue
+        if isinstance(result, BaseException):
+            ticket.future.set_exception(result)
+        else:
+            ticket.future.set_result(result)

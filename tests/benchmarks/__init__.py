@@ -1,0 +1,1 @@
+"""Benchmarks print figures beside their targets; nothing here asserts. `make bench` runs them all."""

@@ -1,0 +1,208 @@
+"""The log keeps its word: group commit, neighbours, a database that is gone, an image before its row."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlmodel import func, select
+
+from serving.log import Entry, LogWriter
+from serving.metrics import Metrics
+from serving.tickets import Ticket
+from sutdol.context import Context
+from sutdol.errors import BusyError
+from sutdol.images import admit
+from sutdol.tables import LabelTask, PredictionRow, Sample, new_id
+from tests.tiny_models import coloured_png
+
+IMAGE = admit(coloured_png("red"))
+
+
+@pytest.fixture
+def log(context: Context) -> Iterator[LogWriter]:
+    writer = LogWriter(context.database, context.store, Metrics())
+    writer.start()
+    yield writer
+    writer.stop()
+
+
+def row(**changes: Any) -> dict[str, Any]:
+    values = {
+        "id": new_id(),
+        "at": 1.0,
+        "model": "m",
+        "version": 1,
+        "sample_id": IMAGE.sample_id,
+        "width_px": 4,
+        "height_px": 4,
+        "answer": {"classes": [], "boxes": []},
+        "confidence": 0.5,
+        "raw_confidence": 0.5,
+        "margin": 0.5,
+        "ood_score": None,
+        "inclusion_probability": 0.1,
+        "arms": [],
+        "duration_ms": 1.0,
+        "key_id": None,
+    }
+    return values | changes
+
+
+def task(arm: str, **changes: Any) -> LabelTask:
+    values: dict[str, Any] = {
+        "model": "m",
+        "sample_id": IMAGE.sample_id,
+        "prediction_id": new_id(),
+        "version": 1,
+        "arm": arm,
+        "reason": f"because {arm}",
+        "inclusion_probability": 0.25 if arm == "drawn" else None,
+        "priority": 0.5,
+        "uncertainty": 0.5,
+        "answer": {},
+    }
+    return LabelTask(**(values | changes))
+
+
+def entry(**changes: Any) -> Entry:
+    values = row(**changes)
+    return Entry(Ticket(), str(values["id"]).encode(), ((PredictionRow, values),))
+
+
+def count(context: Context) -> int:
+    with context.database.read() as session:
+        return session.exec(select(func.count()).select_from(PredictionRow)).one()
+
+
+async def test_a_reply_comes_after_its_commit(context: Context, log: LogWriter) -> None:
+    """The moment the client hears, another process must be able to read the row."""
+    for _ in range(20):
+        one = entry()
+        log.submit(one)
+        prediction_id = (await one.ticket.future).decode()
+        with context.database.read() as session:
+            assert session.get(PredictionRow, prediction_id) is not None
+
+
+async def test_what_waits_is_committed_together(context: Context, log: LogWriter) -> None:
+    """One disk flush for many answers is what makes a durable log cheap."""
+    with context.database.begin() as session:  # nobody else can write now, so they queue up
+        session.execute(sa.text("SELECT 1"))
+        entries = [entry() for _ in range(200)]
+        for one in entries:
+            log.submit(one)
+    await asyncio.gather(*(one.ticket.future for one in entries))
+    assert count(context) == 200
+
+
+async def test_one_row_that_cannot_be_written_does_not_harm_its_neighbours(context: Context, log: LogWriter) -> None:
+    """A group shares its commit, not its fate."""
+    with context.database.begin():
+        entries = [entry(), entry(id="same"), entry(id="same"), entry()]
+        for one in entries:
+            log.submit(one)
+    results = await asyncio.gather(*(one.ticket.future for one in entries), return_exceptions=True)
+    assert [isinstance(result, bytes) for result in results] == [True, True, False, True]
+    assert isinstance(results[2], BusyError)
+    assert count(context) == 3
+
+
+async def test_while_the_table_is_gone_requests_are_refused_and_then_go_on(context: Context, log: LogWriter) -> None:
+    """An answer without a row would be a broken promise; an outage must end by itself."""
+    with context.database.begin() as session:
+        session.execute(sa.text("ALTER TABLE prediction RENAME TO hidden"))
+    lost = entry()
+    log.submit(lost)
+    with pytest.raises(BusyError, match="log"):
+        await lost.ticket.future
+    assert log.error
+    with context.database.begin() as session:
+        session.execute(sa.text("ALTER TABLE hidden RENAME TO prediction"))
+    found = entry()
+    log.submit(found)
+    await found.ticket.future
+    assert log.error is None
+    assert count(context) == 1
+
+
+async def test_too_many_waiting_entries_are_refused(context: Context) -> None:
+    """Memory must not grow because a disk is slow."""
+    writer = LogWriter(context.database, context.store, Metrics(), max_pending=2)
+    kept = [entry(), entry()]
+    for one in kept:
+        writer.submit(one)
+    with pytest.raises(BusyError):
+        writer.submit(entry())
+    writer.start()
+    await asyncio.gather(*(one.ticket.future for one in kept))
+    writer.stop()
+
+
+async def test_stopping_commits_what_is_queued(context: Context) -> None:
+    """A planned shutdown loses nothing, not even what was still waiting."""
+    writer = LogWriter(context.database, context.store, Metrics())
+    entries = [entry() for _ in range(50)]
+    for one in entries:
+        writer.submit(one)
+    writer.start()
+    await asyncio.to_thread(writer.stop)
+    assert count(context) == 50
+    with pytest.raises(BusyError):
+        writer.submit(entry())
+
+
+async def picked(log: LogWriter, offered: LabelTask) -> None:
+    values = row(arms=[offered.arm], id=offered.prediction_id)
+    one = Entry(Ticket(), b"", ((PredictionRow, values),), image=IMAGE, task=offered)
+    log.submit(one)
+    await one.ticket.future
+
+
+def the_task(context: Context) -> LabelTask:
+    with context.database.read() as session:
+        return session.exec(select(LabelTask)).one()
+
+
+async def test_a_sample_has_one_task_and_the_random_draw_wins(context: Context, log: LogWriter) -> None:
+    """Only `drawn` may enter the test split, so it must not be hidden by an earlier arm."""
+    await picked(log, task("unfamiliar"))
+    assert the_task(context).arm == "unfamiliar"
+    await picked(log, task("drawn"))
+    kept = the_task(context)
+    assert (kept.arm, kept.inclusion_probability, kept.reason) == ("drawn", 0.25, "because drawn")
+    await picked(log, task("empty"))
+    await picked(log, task("drawn", inclusion_probability=0.9))
+    assert (the_task(context).arm, the_task(context).inclusion_probability) == ("drawn", 0.25)
+    with context.database.read() as session:
+        assert session.exec(select(Sample)).one().id == IMAGE.sample_id
+    assert context.store.get(f"samples/{IMAGE.sample_id}") == IMAGE.data
+
+
+async def test_a_task_that_is_with_the_labelers_is_left_alone(context: Context, log: LogWriter) -> None:
+    """Its probability has already decided things."""
+    await picked(log, task("unfamiliar"))
+    with context.database.begin() as session:
+        session.exec(select(LabelTask)).one().state = "queued"
+    await picked(log, task("drawn"))
+    assert the_task(context).arm == "unfamiliar"
+
+
+async def test_an_image_that_cannot_be_stored_refuses_its_own_request_only(context: Context, log: LogWriter) -> None:
+    """A row that names an image must not exist without it."""
+    assert context.store.root is not None
+    (context.store.root / "samples").write_text("a file where a folder should be")
+    values = row()
+    broken = Entry(Ticket(), b"", ((PredictionRow, values),), image=IMAGE, task=task("drawn"))
+    healthy = entry()
+    log.submit(broken)
+    log.submit(healthy)
+    await healthy.ticket.future
+    with pytest.raises(BusyError):
+        await broken.ticket.future
+    assert count(context) == 1
+    with context.database.read() as session:
+        assert session.exec(select(LabelTask)).all() == []
