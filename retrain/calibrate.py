@@ -1,0 +1,228 @@
+"""What a model version needs beside its weights: temperature, familiarity, thresholds and a golden record. No torch.
+
+    ONNX file + train and val items -> features and scores by `sutdol.predictor` -> temperature (val)
+        -> OOD statistics and their threshold (train; val or cross-fitted) -> score_min (val, detection)
+        -> manifest and files of the bundle
+
+Everything is fitted on train and val; the test split is never read here. With a val split too small for a quantile the
+OOD threshold is cross-fitted: folds of the training images take turns as the images that were held out.
+
+Errors: ModelError from the model; NotFoundError or ImageError for a sample that cannot be read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from retrain import metrics
+from sutdol import scoring
+from sutdol.images import Rgb, decode
+from sutdol.predictor import Predictor, fit_input, to_tensor
+from sutdol.scoring import OodStatistics
+from sutdol.tables import DatasetItem
+from sutdol.types import InputSpec, Label, Manifest, Task
+
+FAMILIAR_SHARE = 0.95
+"""Share of familiar images that stay below `unfamiliar_at`."""
+NORMAL_QUANTILE = 1.645
+"""The same share of a normal distribution, in standard deviations; log distances are nearly normal."""
+MIN_VAL = 40
+FOLDS = 5
+MIN_FAMILIAR = 8
+"""Fewer images in all, and there is no "familiar" to speak of: the version gets no OOD statistics."""
+MAX_TRAIN = 5_000
+"""Training images that are run for their statistics; more change nothing."""
+CANDIDATE_MIN = 0.05
+"""Boxes below this raw confidence say nothing about calibration: there are thousands of them and all are wrong."""
+SCORE_MIN_RANGE = (0.05, 0.5)
+DEFAULT_SCORE_MIN = 0.25
+MIN_BOXES = 50
+"""Detections on val that a detector's temperature and threshold need; with fewer the defaults stay."""
+GOLDEN_IMAGES = 4
+BATCH = 64
+
+Float32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A manifest without file hashes, and the files of the bundle (`model.onnx` and what was fitted)."""
+
+    manifest: Manifest
+    files: dict[str, bytes]
+    predictor: Predictor
+    """The candidate as it will be served, for judging it."""
+
+
+def calibrate(
+    onnx: bytes,
+    shape: InputSpec,
+    *,
+    task: Task,
+    classes: list[str],
+    family: str,
+    items: Sequence[DatasetItem],
+    read: Callable[[str], bytes],
+    provenance: dict[str, str],
+    check: Callable[[], None] = lambda: None,
+    threads: int = 1,
+) -> Calibrated:
+    """Fit everything that is fitted after training.
+
+    Args:
+        items: of the dataset version; those of the test split are left alone.
+        read: a sample's bytes by its id.
+        check: called between batches; may raise Cancelled.
+    """
+    manifest = Manifest(task=task, classes=classes, input=shape, family=family, provenance=provenance)
+    predictor = Predictor.from_parts(onnx, manifest, threads=threads)
+    train = [item for item in items if item.split == "train"]
+    val = [item for item in items if item.split == "val"]
+    if len(train) > MAX_TRAIN:
+        train = [train[i] for i in np.random.default_rng(0).choice(len(train), MAX_TRAIN, replace=False)]
+    _, train_features = _run(predictor, train, read, check)
+    val_scores, val_features = _run(predictor, val, read, check, keep_scores=task != "detect")
+
+    if task == "detect":
+        temperature, score_min = _fit_boxes(predictor, val, read, check)
+        manifest = msgspec.structs.replace(manifest, temperature=temperature, score_min=score_min)
+    else:
+        manifest = msgspec.structs.replace(manifest, temperature=_fit_temperature(task, classes, val, val_scores))
+    labels = _class_indices(train, classes) if task == "classify" else None
+    fitted = fit_familiarity(train_features, labels, val_features, normalise=task != "detect")
+    files = {"model.onnx": onnx}
+    ood = None
+    if fitted is not None:
+        ood, unfamiliar_at = fitted
+        manifest = msgspec.structs.replace(manifest, unfamiliar_at=unfamiliar_at)
+        files["scoring.npz"] = ood.to_bytes()
+    golden = [_fitted(item, read, shape) for item in (val or train)[:GOLDEN_IMAGES]]
+    if golden:
+        files["golden.npz"] = predictor.make_golden(np.stack(golden))
+    return Calibrated(manifest, files, Predictor(predictor.runtime, manifest, ood, None, "", 0))
+
+
+def fit_familiarity(
+    train: Float32, labels: NDArray[np.integer] | None, val: Float32, *, normalise: bool
+) -> tuple[OodStatistics, float] | None:
+    """OOD statistics and the score from which an image counts as unfamiliar; None with fewer than MIN_FAMILIAR images.
+
+    The threshold is the larger of the empirical quantile and that of the fitted normal distribution: with a hundred
+    images either alone is too low every few runs, and then people are sent familiar images for nothing.
+    """
+    if len(train) < MIN_FAMILIAR:
+        return None
+    if len(val) >= MIN_VAL:
+        statistics = scoring.fit_ood(train, labels, held_out=val, normalise=normalise)
+        scores = statistics.score(val)
+    else:
+        logs = [_out_of_fold(train, labels, normalise=normalise)]
+        statistics = scoring.fit_ood(train, labels, held_out=train, normalise=normalise)
+        if len(val):
+            logs.append(statistics.score(val) * statistics.log_std + statistics.log_mean)
+        distances = np.concatenate(logs)
+        mean, std = float(distances.mean()), float(max(distances.std(), 1e-3))
+        statistics = dataclasses.replace(statistics, log_mean=mean, log_std=std)
+        scores = (distances - mean) / std
+    normal = float(scores.mean() + NORMAL_QUANTILE * scores.std())
+    return statistics, max(float(np.quantile(scores, FAMILIAR_SHARE)), normal)
+
+
+def best_score_min(scores: NDArray[np.floating], hits: NDArray[np.bool_], objects: int) -> float:
+    """The confidence threshold with the best F1 over all boxes, kept inside SCORE_MIN_RANGE.
+
+    Args:
+        scores: calibrated confidences (n,).
+        hits: whether each box is a real object (n,).
+        objects: real objects in all, found or not.
+
+    >>> best_score_min(np.array([0.9, 0.4, 0.3]), np.array([True, True, False]), 2)
+    0.4
+    """
+    if not len(scores) or objects == 0:
+        return DEFAULT_SCORE_MIN
+    order = np.argsort(-scores, kind="stable")
+    found = np.cumsum(hits[order])
+    f1 = 2 * found / (np.arange(1, len(order) + 1) + objects)
+    best = float(scores[order][int(np.argmax(f1))])
+    return min(max(best, SCORE_MIN_RANGE[0]), SCORE_MIN_RANGE[1])
+
+
+def _out_of_fold(train: Float32, labels: NDArray[np.integer] | None, *, normalise: bool) -> NDArray[np.float64]:
+    """Log squared distance of every training image to the statistics of the other folds."""
+    fold = np.random.default_rng(0).permutation(len(train)) % min(FOLDS, len(train) // 2)
+    out = np.empty(len(train))
+    for k in np.unique(fold):
+        inside, outside = fold != k, fold == k
+        known = None if labels is None else labels[inside]
+        statistics = scoring.fit_ood(train[inside], known, held_out=train[inside], normalise=normalise)
+        out[outside] = statistics.score(train[outside]) * statistics.log_std + statistics.log_mean
+    return out
+
+
+def _fit_temperature(task: Task, classes: list[str], val: Sequence[DatasetItem], scores: Float32) -> float:
+    if not val:
+        return 1.0
+    if task == "classify":
+        return scoring.fit_temperature(scores, _class_indices(val, classes))
+    index = {name: i for i, name in enumerate(classes)}
+    present = np.zeros(scores.shape, bool)
+    for row, item in enumerate(val):
+        present[row, [index[name] for name in item.value["classes"]]] = True
+    return scoring.fit_binary_temperature(scores.ravel().astype(np.float64), present.ravel())
+
+
+def _fit_boxes(
+    predictor: Predictor, val: Sequence[DatasetItem], read: Callable[[str], bytes], check: Callable[[], None]
+) -> tuple[float, float]:
+    """(temperature, score_min) from what the detector finds on val, matched to the truth at an overlap of one half."""
+    judged, scores, hits, objects = predictor.evaluating(), [], [], 0
+    for item in val:
+        check()
+        truth = msgspec.convert(item.value, Label).boxes
+        objects += len(truth)
+        for detection in metrics.match_image(judged.predict_bytes(read(item.sample_id)).boxes, truth):
+            if detection.score >= CANDIDATE_MIN:
+                scores.append(detection.score)
+                hits.append(bool(detection.hits & 1))
+    if len(scores) < MIN_BOXES or not any(hits):
+        return predictor.manifest.temperature, predictor.manifest.score_min
+    odds, real = scoring.log_odds(np.asarray(scores)), np.asarray(hits)
+    temperature = scoring.fit_binary_temperature(odds, real)
+    return temperature, best_score_min(scoring.sigmoid(odds, temperature=temperature), real, objects)
+
+
+def _run(
+    predictor: Predictor,
+    items: Sequence[DatasetItem],
+    read: Callable[[str], bytes],
+    check: Callable[[], None],
+    *,
+    keep_scores: bool = False,
+) -> tuple[Float32, Float32]:
+    """Scores (n, classes) if wanted, and features (n, d)."""
+    scores, features, shape = [], [], predictor.manifest.input
+    for start in range(0, len(items), BATCH):
+        check()
+        part = items[start : start + BATCH]
+        raw = predictor.run(np.stack([to_tensor(_fitted(item, read, shape), shape) for item in part]))
+        features.append(raw.features)
+        if keep_scores:
+            scores.append(raw.scores)
+    empty = np.zeros((0, 0), np.float32)
+    return np.concatenate(scores) if scores else empty, np.concatenate(features) if features else empty
+
+
+def _fitted(item: DatasetItem, read: Callable[[str], bytes], shape: InputSpec) -> Rgb:
+    return fit_input(decode(read(item.sample_id), cover_hw=shape.size_hw), shape)
+
+
+def _class_indices(items: Sequence[DatasetItem], classes: list[str]) -> NDArray[np.int64]:
+    index = {name: i for i, name in enumerate(classes)}
+    return np.asarray([index[item.value["classes"][0]] for item in items], np.int64)

@@ -1,0 +1,65 @@
+"""torch module -> one self-contained ONNX file with outputs `scores` and `features`, compared with torch.
+
+torch has two exporters. The TorchScript-based one is used on purpose: it writes the weights into the file itself, needs half
+a second where the other needs six, and no further library. torch announces its end with DeprecationWarnings and its
+tracer warns about every shape that becomes a constant (height and width are meant to be); both are silenced here and
+only here. When it goes: `dynamo=True, external_data=False, dynamic_shapes=({0: Dim("batch")},)` gives the same file.
+
+Errors: TrainingError when ONNX Runtime and torch disagree; ModelError when ONNX Runtime refuses the file.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from retrain.families import PARITY_MAX
+from sutdol.errors import TrainingError
+from sutdol.runtime import Runtime, check_self_contained
+
+if TYPE_CHECKING:
+    import torch
+
+
+def export(module: Any, probe: torch.Tensor, *, opset: int) -> tuple[bytes, float]:
+    """Export `module` (images -> (scores, features), in eval mode) with a dynamic batch axis.
+
+    Args:
+        probe: (m, 3, h, w) float32 images, m >= 2; they are traced with and compared.
+
+    Returns:
+        The file, and the parity: the largest |ONNX - torch| / max(1, |torch|), over batches of m and of one.
+    """
+    import torch
+
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
+        torch.onnx.export(
+            module,
+            (probe,),
+            buffer,
+            dynamo=False,
+            opset_version=opset,
+            input_names=["images"],
+            output_names=["scores", "features"],
+            dynamic_axes={name: {0: "batch"} for name in ("images", "scores", "features")},
+        )
+    onnx = buffer.getvalue()
+    check_self_contained(onnx)
+    runtime = Runtime(onnx, providers=["CPUExecutionProvider"])
+    parity = 0.0
+    for batch in (probe, probe[:1]):
+        with torch.inference_mode():
+            expected = [tensor.numpy() for tensor in module(batch)]
+        for name, want, found in zip(("scores", "features"), expected, runtime.run(batch.numpy()), strict=True):
+            if want.shape != found.shape:
+                raise TrainingError(f"export: torch answers {name} of shape {want.shape}, the ONNX file {found.shape}")
+            parity = max(parity, float((np.abs(found - want) / np.maximum(np.abs(want), 1.0)).max(initial=0.0)))
+    if not parity <= PARITY_MAX:
+        raise TrainingError(f"export: torch and the ONNX file differ by {parity:.2g}, allowed is {PARITY_MAX:g}")
+    return onnx, parity

@@ -1,0 +1,8 @@
+"""The jobs of this package by name, for the worker: what retrains, and what decides that it is time to."""
+
+from __future__ import annotations
+
+from retrain import train, trigger
+from sutdol.jobs import Handler
+
+HANDLERS: dict[str, Handler] = {"train": train.handle, "retrain.trigger": trigger.handle}
