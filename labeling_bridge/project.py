@@ -1,0 +1,205 @@
+"""A model's project in Label Studio, and how our rows look there. Shared by push, sweep and refresh.
+
+    LabelTask + Sample -> task_body (data, pre-annotation) -> import
+    Model -> ensure_project -> StudioProject (label config, tab, webhook)
+
+One writer per project: `writing(...)` holds the lease `studio:{model}`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import sqlalchemy as sa
+from sqlmodel import Session, col, select
+
+from labeling_bridge.config import label_config
+from labeling_bridge.convert import results_of
+from labeling_bridge.studio import Studio, StudioTask
+from sutdol import jobs, keys
+from sutdol.context import Context
+from sutdol.db import upsert
+from sutdol.errors import StudioError
+from sutdol.events import tell
+from sutdol.jobs import Running, lease
+from sutdol.tables import LabelTask, Model, Sample, StudioProject
+
+LEASE_S = 90.0
+"""Longer than one import may take; a killed writer is followed by the next one after this time."""
+PATIENCE_S = LEASE_S + 30.0
+"""How long to wait for another writer: longer than a killed one is waited for."""
+LOOK_S = 0.25
+UNANSWERED = ("in_studio", "skipped", "conflict", "unlabelable")
+
+
+@contextmanager
+def writing(running: Running, model: str) -> Iterator[Callable[[], bool]]:
+    """Hold the lease of the project; yields a function that takes or renews it and says whether it is ours."""
+    name, owner = f"studio:{model}", f"{running.job_id}:{running.attempt}"
+    database = running.context.database
+    try:
+        yield lambda: lease.acquire(database, name, owner, LEASE_S)
+    finally:
+        lease.release(database, name, owner)
+
+
+def await_turn(running: Running, ours: Callable[[], bool], model: str) -> None:
+    """Return when the lease is ours. One look at the database each LOOK_S, instead of a job that comes back and back.
+
+    Raises:
+        StudioError: another writer held it for PATIENCE_S.
+    """
+    deadline = time.monotonic() + PATIENCE_S
+    while not ours():
+        running.check_cancelled()
+        if time.monotonic() > deadline:
+            raise StudioError(f"another job has been writing to the project of {model} for {PATIENCE_S:.0f} s")
+        time.sleep(LOOK_S)
+
+
+def version_name(model: str, version: int) -> str:
+    """How a model version is called in Label Studio."""
+    return f"{model}-v{version}"
+
+
+def ensure_project(running: Running, studio: Studio, model: Model) -> StudioProject:
+    """The model's project as it should be: made when it is missing, its label config brought up to date.
+
+    A project that somebody deleted is made again; its unanswered tasks go back to `queued`.
+
+    Raises:
+        StudioError: Label Studio is not there, or refuses the label config.
+    """
+    with running.context.database.read() as session:
+        row = session.get(StudioProject, model.slug)
+    if row is not None and studio.project(row.project_id) is None:
+        with running.commit() as session:
+            _forget(session, row)
+        row = None
+    wanted = label_config(model.task, model.classes)  # type: ignore[arg-type]
+    if row is None:
+        description = project_description(model.slug)
+        project_id = studio.find_project(description)
+        made = project_id is None
+        if project_id is None:
+            project_id = studio.create_project(model.slug, description, wanted)
+        row = StudioProject(model=model.slug, project_id=project_id, label_config=wanted if made else "")
+        with running.commit() as session:
+            upsert(session, row, keys=["model"], update=["project_id", "label_config", "model_version", "cursor"])
+        dress(running, studio, row)  # tasks follow at once
+    if row.label_config != wanted:
+        problem = studio.config_problem(row.project_id, wanted)
+        if problem:
+            raise StudioError(
+                f"Label Studio refuses the label config of {model.slug}: {problem}",
+                hint="somebody changed the project's labels there; put them back",
+            )
+        studio.set_label_config(row.project_id, wanted)
+        row.label_config = wanted
+        save(running, row, "label_config")
+    return row
+
+
+def known_project(running: Running, studio: Studio, model: Model) -> StudioProject:
+    """The model's project without asking Label Studio whether it is still there; `ensure_project` when something is to do."""
+    with running.context.database.read() as session:
+        row = session.get(StudioProject, model.slug)
+    if row is not None and row.label_config == label_config(model.task, model.classes):  # type: ignore[arg-type]
+        return row
+    return ensure_project(running, studio, model)
+
+
+def dress(running: Running, studio: Studio, row: StudioProject) -> None:
+    """Make the tab and the webhook where they are missing."""
+    context = running.context
+    row.view_id = studio.ensure_view(row.project_id)
+    secret = keys.secret(context.database, "label-studio-webhook")
+    row.webhook_id = studio.ensure_webhook(row.project_id, f"{context.settings.url}/v1/label-studio/webhook", secret)
+    save(running, row, "view_id", "webhook_id")
+
+
+def save(running: Running, row: StudioProject, *columns: str) -> None:
+    """Write these columns of the project's row."""
+    with running.commit() as session:
+        values = {name: getattr(row, name) for name in columns}
+        session.execute(sa.update(StudioProject).where(col(StudioProject.model) == row.model).values(**values))
+
+
+def project_description(model: str) -> str:
+    """By this text a project is found again when our own note of it is lost; labelers see it."""
+    return f"sutdol model: {model}"
+
+
+def task_body(context: Context, task: LabelTask, sample: Sample, model: Model) -> dict[str, Any]:
+    """A task as it is imported. Its data never change afterwards; what may change is in its predictions.
+
+    `image` is a signed URL that never expires.
+    """
+    data = {
+        "image": image_url(context, task.sample_id),
+        "sample_id": task.sample_id,
+        "reason": task.reason or task.arm,
+        "arm": task.arm,
+    }
+    return {"data": data, "predictions": [prediction_body(task, sample, model)]}
+
+
+def prediction_body(task: LabelTask, sample: Sample, model: Model) -> dict[str, Any]:
+    """A pre-annotation; its score is 1 - priority, because stream and tab show the lowest score first.
+
+    A blind task has an empty one: without any, both would show it only when all others are done.
+    """
+    results = (
+        []
+        if task.blind
+        else results_of(
+            task.answer,
+            model.task,  # type: ignore[arg-type]
+            width_px=sample.width_px,
+            height_px=sample.height_px,
+        )
+    )
+    return {
+        "model_version": version_name(task.model, task.version),
+        "score": 1 - task.priority,
+        "result": results,
+    }
+
+
+def image_url(context: Context, sample_id: str) -> str:
+    """Where the labeler's browser fetches a sample; see `routes`."""
+    signature = keys.sign(sample_id, keys.secret(context.database, "image-urls"))
+    return f"{context.settings.url}/v1/samples/{sample_id}/image?sig={signature}"
+
+
+def keeper(tasks: list[StudioTask]) -> StudioTask:
+    """Of several tasks of one sample, the one that stays: an answered one before others, then the lowest id."""
+    return min(tasks, key=lambda t: (not t.answered, t.id))
+
+
+def samples_of(session: Session, tasks: list[LabelTask]) -> dict[str, Sample]:
+    """The samples of these tasks by id; one that has no row is left out."""
+    ids = [task.sample_id for task in tasks]
+    return {s.id: s for s in session.exec(select(Sample).where(col(Sample.id).in_(ids)))}
+
+
+def _forget(session: Session, row: StudioProject) -> None:
+    """The project is gone: what was answered stays ours, everything else is sent again."""
+    lost = session.execute(
+        sa.update(LabelTask)
+        .where(
+            col(LabelTask.model) == row.model,
+            col(LabelTask.project_id) == row.project_id,
+            col(LabelTask.state).in_(UNANSWERED),
+        )
+        .values(state="queued", project_id=None, studio_task_id=None, not_before=0.0)
+        .returning(col(LabelTask.id))
+    ).all()
+    session.execute(sa.delete(StudioProject).where(col(StudioProject.model) == row.model))
+    text = f"the project of {row.model} was deleted in Label Studio; it is made again with {len(lost)} open tasks"
+    tell(session, "bridge.project-lost", text, model=row.model, project_id=row.project_id)
+    if lost:
+        jobs.send(session, "bridge.push", {"model": row.model}, unique_key=f"bridge.push:{row.model}")

@@ -1,0 +1,275 @@
+"""Job `bridge.push`: queued tasks -> Label Studio, each exactly once.
+
+    queued (<= 50) -> scored again if the champion has changed since -> look up by sample_id -> import what is missing
+       -> look up again -> repair lost predictions -> delete unanswered duplicates -> in_studio -> shown (`model_version`)
+
+With nothing to push, nothing is asked of Label Studio.
+
+An import is not idempotent, may lose its predictions on SQLite, and may succeed after it timed out. So its own answer is
+never believed; and after an unknown outcome the batch stays queued and is left alone for QUARANTINE_S, because the server
+may still be at it and a second import would make duplicates.
+
+Errors: StudioError when Label Studio is not there; the rows stay queued and the next window tries again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import func
+from sqlmodel import Session, col, select
+
+from labeling_bridge.project import (
+    UNANSWERED,
+    ensure_project,
+    keeper,
+    known_project,
+    prediction_body,
+    samples_of,
+    save,
+    task_body,
+    version_name,
+    writing,
+)
+from labeling_bridge.rescore import SCORED, rescore
+from labeling_bridge.studio import Studio, StudioTask, UnknownOutcome
+from sutdol import jobs, registry
+from sutdol.errors import StudioError
+from sutdol.events import tell
+from sutdol.jobs import Running
+from sutdol.predictor import Predictor
+from sutdol.tables import LabelTask, Model, Sample, StudioProject, now
+
+BATCH = 50
+QUARANTINE_S = 30.0
+
+
+def push(running: Running) -> dict[str, Any]:
+    """Payload {} for all models with queued tasks, or {"model": slug}. Returns how many are now in Label Studio, by model."""
+    context = running.context
+    with context.database.read() as session:
+        statement = select(LabelTask.model).where(LabelTask.state == "queued").distinct()
+        models = [running.payload["model"]] if "model" in running.payload else list(session.exec(statement))
+        ready = [model for model in models if next_to_push(session, model, context.settings.max_open_tasks)]
+    pushed = dict.fromkeys(models, 0)
+    if ready:
+        with Studio.open(context) as studio:
+            for model in ready:
+                pushed[model] = push_model(running, studio, model)
+    return {"pushed": pushed}
+
+
+def push_model(running: Running, studio: Studio, slug: str) -> int:
+    """Push what is queued for one model, batch by batch, as far as there is room; the number of tasks now there.
+
+    Returns 0 at once when another process is writing to this project: it will take the rows along, or the next window.
+    """
+    context, pushed = running.context, 0
+    with writing(running, slug) as ours:
+        project: StudioProject | None = None
+        predictor: Predictor | None = None
+        while ours():
+            running.check_cancelled()
+            with context.database.read() as session:
+                model = registry.get_model(session, slug)
+                champion = registry.alias(session, slug, "champion")
+                batch = next_to_push(session, slug, context.settings.max_open_tasks)
+                samples = samples_of(session, batch)
+            if not batch:
+                break
+            if champion is not None and any(task.version != champion for task in batch):
+                if predictor is None or predictor.version != champion:
+                    predictor = Predictor.open(context.store, slug, champion, providers=context.settings.provider_names)
+                batch = _rescore(running, predictor, batch)
+            if project is None:
+                project = known_project(running, studio, model)
+            known = [task for task in batch if task.sample_id in samples]
+            if len(known) < len(batch):
+                _postpone(running, [t for t in batch if t.sample_id not in samples], "its image was never stored")
+            try:
+                pushed += _push_batch(running, studio, project, model, known, samples)
+            except UnknownOutcome as error:
+                _postpone(running, known, str(error))
+                break
+            except StudioError:
+                if studio.project(project.project_id) is not None:
+                    raise
+                project = ensure_project(running, studio, model)
+                continue
+            show_predictions(running, studio, slug)
+            refresh_stale(running, slug, {task.version for task in known})
+            running.report(model=slug, pushed=pushed)
+    return pushed
+
+
+def show_predictions(running: Running, studio: Studio, slug: str) -> None:
+    """Keep `model_version` of the project set: Label Studio shows and sorts by the predictions of that version alone.
+
+    It is the champion's as soon as one open task has a prediction of it (why so early: see `refresh`). The lease is the
+    caller's.
+    """
+    with running.context.database.read() as session:
+        project = session.get(StudioProject, slug)
+        champion = registry.alias(session, slug, "champion")
+        open_tasks = select(LabelTask.version).where(LabelTask.model == slug, LabelTask.state == "in_studio")
+        versions = set(session.exec(open_tasks.distinct()))
+    if not versions or project is None:
+        return
+    if champion not in versions and project.model_version in {version_name(slug, v) for v in versions}:
+        return
+    name = version_name(slug, champion if champion in versions else max(versions))
+    if project.model_version != name and studio.set_model_version(project.project_id, name):
+        project.model_version = name
+        save(running, project, "model_version")
+
+
+def refresh_stale(running: Running, slug: str, versions: set[int]) -> None:
+    """Send `bridge.refresh` when tasks of these versions are open and another one is champion (perhaps only just now)."""
+    with running.commit() as session:
+        champion = registry.alias(session, slug, "champion")
+        if champion is not None and versions - {champion}:
+            payload = {"model": slug, "version": champion}
+            jobs.send(session, "bridge.refresh", payload, unique_key=f"bridge.refresh:{slug}")
+
+
+def next_to_push(session: Session, model: str, max_open: int) -> list[LabelTask]:
+    """The next rows to push: `drawn` first, then the others, each by priority; no more than there is room for.
+
+    Those in quarantine are left out.
+    """
+    in_studio = session.exec(select(func.count()).where(LabelTask.model == model, LabelTask.state == "in_studio")).one()
+    ready = select(LabelTask).where(
+        LabelTask.model == model, LabelTask.state == "queued", LabelTask.not_before <= now()
+    )
+    order = sa.case((col(LabelTask.arm) == "drawn", 1.0 + col(LabelTask.priority)), else_=col(LabelTask.priority))
+    ready = ready.order_by(order.desc(), col(LabelTask.queued_at), col(LabelTask.id))
+    return list(session.exec(ready.limit(max(min(BATCH, max_open - in_studio), 0))))
+
+
+def _rescore(running: Running, predictor: Predictor, batch: list[LabelTask]) -> list[LabelTask]:
+    """The batch as the champion sees it. Scored by another version, it would stand last and without a pre-annotation.
+
+    What the champion is certain of is withdrawn before it was shown to anybody, and does not count as asked today.
+    """
+    old = rescore(running.context.store, predictor, [task for task in batch if task.version != predictor.version])
+    certain = {task.id for task in old.certain}
+    with running.commit() as session:
+        for task in [*old.scored, *old.certain]:
+            row = session.get_one(LabelTask, task.id)
+            if row.state != "queued":
+                continue
+            if row.id in certain:
+                row.state, row.queued_at = "withdrawn", None
+            else:
+                for name in SCORED:
+                    setattr(row, name, getattr(task, name))
+            session.add(row)
+        if certain:
+            text = f"{len(certain)} queued tasks of {predictor.model} withdrawn: version {predictor.version} is certain"
+            tell(session, "bridge.withdrawn", text, model=predictor.model)
+    return [task for task in batch if task.id not in certain]
+
+
+def _push_batch(
+    running: Running,
+    studio: Studio,
+    project: StudioProject,
+    model: Model,
+    batch: list[LabelTask],
+    samples: dict[str, Sample],
+) -> int:
+    context, project_id = running.context, project.project_id
+    sample_ids = [task.sample_id for task in batch]
+    found = by_sample(studio.find(project_id, sample_ids))
+    missing = [task for task in batch if task.sample_id not in found]
+    if missing:
+        bodies = [task_body(context, task, samples[task.sample_id], model) for task in missing]
+        studio.import_tasks(project_id, bodies)
+        if _is_empty(running, model.slug):
+            studio.ensure_view(project_id)  # Label Studio deletes all tabs with the last task
+        found = by_sample(studio.find(project_id, sample_ids))
+    repair_predictions(studio, project_id, batch, found, samples, model)
+    remove_duplicates(studio, project_id, found)
+    answered: list[int] = []
+    with running.commit() as session:
+        for task in batch:
+            row = session.get_one(LabelTask, task.id)
+            if row.state != "queued":
+                continue  # read was faster
+            if task.sample_id not in found:
+                row.attempts, row.not_before = row.attempts + 1, now() + QUARANTINE_S
+            else:
+                kept = keeper(found[task.sample_id])
+                row.state, row.project_id, row.studio_task_id = "in_studio", project_id, kept.id
+                row.pushed_at, row.not_before = now(), 0.0
+                answered += [kept.id] if kept.answered else []
+            session.add(row)
+        if answered:
+            jobs.send(session, "bridge.read", {"model": model.slug, "studio_task_ids": answered})
+    return sum(1 for task in batch if task.sample_id in found)
+
+
+def _is_empty(running: Running, slug: str) -> bool:
+    """Whether, as far as we know, no task of this model stood in Label Studio."""
+    with running.context.database.read() as session:
+        there = col(LabelTask.state).in_((*UNANSWERED, "annotated"))
+        return session.exec(select(LabelTask.id).where(LabelTask.model == slug, there).limit(1)).first() is None
+
+
+def by_sample(tasks: list[StudioTask]) -> dict[str, list[StudioTask]]:
+    """Tasks grouped by our sample id; those of others are left out."""
+    groups: dict[str, list[StudioTask]] = {}
+    for task in tasks:
+        if task.sample_id:
+            groups.setdefault(task.sample_id, []).append(task)
+    return groups
+
+
+def repair_predictions(
+    studio: Studio,
+    project_id: int,
+    rows: list[LabelTask],
+    found: dict[str, list[StudioTask]],
+    samples: dict[str, Sample],
+    model: Model,
+) -> int:
+    """Import the pre-annotations that `found` (whole tasks) lacks; how many those were."""
+    lost = []
+    for row in rows:
+        if row.sample_id not in found or row.sample_id not in samples:
+            continue
+        task = keeper(found[row.sample_id])
+        body = prediction_body(row, samples[row.sample_id], model)
+        if all(p.get("model_version") != body["model_version"] for p in task.predictions):
+            lost.append({"task": task.id} | body)
+    if lost:
+        studio.import_predictions(project_id, lost)
+    return len(lost)
+
+
+def remove_duplicates(studio: Studio, project_id: int, found: dict[str, list[StudioTask]]) -> int:
+    """Delete all but the keeper among the tasks of each sample, never one that was answered; how many were deleted."""
+    spare = [t.id for tasks in found.values() for t in tasks if t.id != keeper(tasks).id and not t.answered]
+    return len(studio.delete_unanswered(project_id, spare))
+
+
+def _postpone(running: Running, tasks: list[LabelTask], why: str) -> None:
+    """Quarantine: the rows stay queued and nobody touches them for a while."""
+    if not tasks:
+        return
+    model = tasks[0].model
+    with running.commit() as session:
+        session.execute(
+            sa.update(LabelTask)
+            .where(col(LabelTask.id).in_([t.id for t in tasks]), col(LabelTask.state) == "queued")
+            .values(attempts=col(LabelTask.attempts) + 1, not_before=now() + QUARANTINE_S)
+        )
+        tell(session, "bridge.quarantine", f"{len(tasks)} tasks of {model} wait: {why}", model=model)
+        jobs.send(
+            session,
+            "bridge.push",
+            {"model": model},
+            unique_key=f"bridge.push.later:{model}",
+            delay_s=QUARANTINE_S + 1,
+        )

@@ -1,0 +1,110 @@
+"""What Label Studio and its labelers' browsers ask of us; mounted by the program that serves.
+
+    GET  /v1/samples/{sample_id}/image?sig=...   the image, to whoever holds the signed URL, readable from Label Studio's origin
+    POST /v1/label-studio/webhook                a hint that somebody answered -> job `bridge.read`
+
+The browser sends the image request with `Origin` and without cookies, so the right to see lies in the URL and the answer
+carries CORS headers; without them labelers see an error box but can still submit, and label blindly. The webhook is
+answered at once (Label Studio waits for it inside the labeler's own request); its payload is only read for ids.
+
+Errors: AuthError 403 (wrong signature), 401 (wrong secret); NotFoundError 404; InputError 400.
+"""
+
+from __future__ import annotations
+
+import hmac
+from typing import Any
+from urllib.parse import urlparse
+
+from litestar import HttpMethod, Request, Response, Router, post, route
+from litestar.datastructures import State
+from litestar.enums import MediaType
+from litestar.params import FromPath, FromQuery, JSONBody
+from sqlmodel import Session, select
+
+from labeling_bridge.studio import SECRET_HEADER
+from sutdol import jobs, keys
+from sutdol.context import Context
+from sutdol.errors import AuthError, InputError, unknown
+from sutdol.settings import Settings
+from sutdol.tables import Job, Sample, StudioProject
+
+HINT_DELAY_S = 0.5
+"""What labelers answer within this time is read by one job and one request: each request costs them Label Studio's time."""
+_FOR_EVER = "public, immutable, max-age=31536000"
+_TWINS = {"127.0.0.1": "localhost", "localhost": "127.0.0.1"}
+
+
+def build(context: Context) -> Router:
+    """The bridge's routes over this context; secrets are read once, here."""
+    signing = keys.secret(context.database, "image-urls")
+    webhook_secret = keys.secret(context.database, "label-studio-webhook").encode()
+    origins = allowed_origins(context.settings)
+
+    @route("/v1/samples/{sample_id:str}/image", http_method=[HttpMethod.GET, HttpMethod.HEAD], sync_to_thread=True)
+    def image(request: Request[Any, Any, State], sample_id: FromPath[str], sig: FromQuery[str] = "") -> Response[bytes]:
+        """A sample's image by its signed URL."""
+        if not keys.signature_is_right(sample_id, sig, signing):
+            raise AuthError("image URL: the signature is not right", status=403)
+        with context.database.read() as session:
+            sample = session.get(Sample, sample_id)
+        if sample is None:
+            raise unknown("sample", sample_id, [])
+        headers = {"Cache-Control": _FOR_EVER, "X-Content-Type-Options": "nosniff", "Vary": "Origin"}
+        origin = request.headers.get("origin", "")
+        if origin in origins or "*" in origins:
+            headers["Access-Control-Allow-Origin"] = origin or "*"
+        data = context.store.get(f"samples/{sample_id}")
+        return Response(data, headers=headers, media_type=sample.media_type)
+
+    @post("/v1/label-studio/webhook", status_code=200, media_type=MediaType.JSON, sync_to_thread=True)
+    def webhook(request: Request[Any, Any, State], data: JSONBody[dict[str, Any]]) -> dict[str, bool]:
+        """A hint from Label Studio."""
+        presented = request.headers.get(SECRET_HEADER, "").encode()
+        if not hmac.compare_digest(presented, webhook_secret):
+            raise AuthError(
+                "webhook: the secret is missing or wrong", hint="run the job `bridge.sweep`, it sets it anew"
+            )
+        project_id, task_ids = _ids(data)
+        with context.database.read() as session:
+            found = session.exec(select(StudioProject).where(StudioProject.project_id == project_id)).first()
+        if found is None:
+            return {"known": False}
+        with context.database.begin() as session:
+            _hint(session, found.model, task_ids)
+        return {"known": True}
+
+    return Router(path="/", route_handlers=[image, webhook], tags=["label studio"])
+
+
+def allowed_origins(settings: Settings) -> frozenset[str]:
+    """Origins that may read images: Label Studio's (127.0.0.1 and localhost are the same machine) and those of the settings."""
+    address = urlparse(settings.studio_url)
+    hosts = [address.hostname or "", _TWINS.get(address.hostname or "", "")]
+    port = f":{address.port}" if address.port else ""
+    return frozenset([f"{address.scheme}://{host}{port}" for host in hosts if host] + settings.origins)
+
+
+def _hint(session: Session, model: str, task_ids: list[int]) -> None:
+    """Have these tasks read in HINT_DELAY_S, together with those of hints that come until then; without ids, all changed."""
+    if not task_ids:
+        jobs.send(session, "bridge.read", {"model": model}, unique_key=f"bridge.read:{model}", delay_s=HINT_DELAY_S)
+        return
+    key, payload = f"bridge.read.hinted:{model}", {"model": model, "studio_task_ids": task_ids}
+    if jobs.send(session, "bridge.read", payload, unique_key=key, delay_s=HINT_DELAY_S) is None:
+        # `send` has locked the queued job until our commit, so no worker has taken it yet.
+        job = session.exec(select(Job).where(Job.unique_key == key)).one()
+        job.payload = payload | {"studio_task_ids": sorted({*job.payload["studio_task_ids"], *task_ids})}
+        session.add(job)
+
+
+def _ids(data: dict[str, Any]) -> tuple[int | None, list[int]]:
+    """(project id, task ids) of a webhook's payload; an event about deleted annotations names no task."""
+    try:
+        tasks = data.get("task") or []
+        task_ids = [int(t["id"]) for t in (tasks if isinstance(tasks, list) else [tasks])]
+        project = data.get("project") or {}
+        project_id = project["id"] if isinstance(project, dict) else project
+        return (int(project_id) if project_id is not None else None), sorted(set(task_ids))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"webhook: expected `project.id` and `task.id`, found {type(error).__name__}") from error

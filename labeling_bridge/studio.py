@@ -1,0 +1,498 @@
+"""Label Studio over HTTP: the only file that knows its SDK and its routes. One `Studio` is one account on one server.
+
+    settings -> Studio -> PAT (kept in a file, 0600; made again by form log-in when lost) -> access token (300 s) -> calls
+
+Projects, imports, webhooks and views go through label_studio_sdk with its own retries off: it repeats POSTs after a
+timeout, and an import that timed out may have succeeded. Task lists go through httpx, because the SDK's typed models cost
+seconds on hundreds of tasks and we need the raw regions; the log-in is a form that the SDK lacks.
+
+Errors: StudioError names what was asked and what came; UnknownOutcome is a StudioError after which a write may or may not
+have happened (timeout, lost connection, 5xx): look before doing it again.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import httpx
+import msgspec
+
+from labeling_bridge.tokens import TokenFile
+from sutdol import keys
+from sutdol.context import Context
+from sutdol.errors import StudioError
+
+T = TypeVar("T")
+VIEW_TITLE = "Most valuable first"
+SECRET_HEADER = "X-Sutdol-Secret"
+HINTS = ["ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_CREATED", "ANNOTATIONS_DELETED"]
+PAGE = 100
+_UNANSWERED = [
+    {"filter": f"filter:tasks:{count}", "operator": "equal", "type": "Number", "value": 0}
+    for count in ("total_annotations", "cancelled_annotations")
+]
+_START = "start it with `sutdol up` or set SUTDOL_LABEL_STUDIO_URL"
+
+
+class UnknownOutcome(StudioError):
+    """A write may or may not have happened, and the server may still be at it."""
+
+
+class StudioTask(msgspec.Struct, frozen=True):
+    """A task as Label Studio lists it; what a listing leaves out is empty."""
+
+    id: int
+    data: dict[str, Any] = {}
+    updated_at: str = ""
+    total_annotations: int = 0
+    cancelled_annotations: int = 0
+    total_predictions: int = 0
+    annotations: list[dict[str, Any]] = []
+    predictions: list[dict[str, Any]] = []
+
+    @property
+    def sample_id(self) -> str:
+        """Our sample's id; empty for a task that somebody else put there."""
+        return str(self.data.get("sample_id", ""))
+
+    @property
+    def answered(self) -> bool:
+        """Whether anybody submitted or skipped it."""
+        return bool(self.total_annotations or self.cancelled_annotations or self.annotations)
+
+
+class Studio:
+    """The calls the bridge needs, and no more. Thread-safe; close it."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        key: str = "",
+        email: str = "",
+        password: str = "",
+        token_file: Path | None = None,
+        timeout_s: float = 30.0,
+    ) -> None:
+        """`key` (a PAT or a legacy token) is used when given; else the account logs in with `email` and `password`."""
+        self.url = url.rstrip("/")
+        self._key, self._email, self._password = key, email, password
+        self._tokens = TokenFile(token_file, self.url, email)
+        self._lock = threading.Lock()
+        self._access, self._access_until = "", 0.0
+        # Loading certificates takes 30 ms, for every client and every job; both clients speak to `url` alone.
+        encrypted = self.url.startswith("https:")
+        self._plain = httpx.Client(base_url=self.url, timeout=timeout_s, verify=encrypted)
+        self._http = httpx.Client(base_url=self.url, timeout=timeout_s, auth=_Bearer(self), verify=encrypted)
+        self._client: Any = None
+
+    @classmethod
+    def open(cls, context: Context) -> Self:
+        """The bridge's own account on the Label Studio of these settings."""
+        settings = context.settings
+        return cls(
+            settings.studio_url,
+            key=settings.label_studio_api_key,
+            email=settings.label_studio_email,
+            password=settings.label_studio_password or keys.secret(context.database, "label-studio-password"),
+            token_file=settings.home / "label-studio.json",
+        )
+
+    def close(self) -> None:
+        self._plain.close()
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ---- projects
+
+    def find_project(self, description: str) -> int | None:
+        """The project with exactly this description, the oldest of several; None when there is none."""
+        found: list[int] = []
+        page = 1
+        while True:
+            query = {"page": page, "page_size": PAGE, "include": "id,description"}
+            response = self.ask("GET", "/api/projects/", params=query, allowed=(404,))
+            results = response.json()["results"] if response.status_code == 200 else []
+            found += [int(p["id"]) for p in results if p.get("description") == description]
+            if len(results) < PAGE:
+                return min(found, default=None)
+            page += 1
+
+    def create_project(self, title: str, description: str, label_config: str) -> int:
+        """A project that hands out the most valuable task first (Label Studio wants titles of at least 3 characters)."""
+        project = self._sdk(
+            lambda c: c.projects.create(
+                title=title.ljust(3, "_")[:50],
+                description=description,
+                label_config=label_config,
+                sampling="Uncertainty sampling",
+                show_collab_predictions=True,
+            ),
+            f"create the project {title!r}",
+        )
+        return int(project.id)
+
+    def project(self, project_id: int) -> dict[str, Any] | None:
+        """The project's fields; None when it was deleted."""
+        response = self.ask("GET", f"/api/projects/{project_id}/", allowed=(404,))
+        return None if response.status_code == 404 else dict(response.json())
+
+    def config_problem(self, project_id: int, label_config: str) -> str | None:
+        """Why a label config does not fit the project's annotations, in Label Studio's words; None when it does."""
+        path = f"/api/projects/{project_id}/validate/"
+        response = self.ask("POST", path, json={"label_config": label_config}, allowed=(400,))
+        return _explain(response) if response.status_code == 400 else None
+
+    def set_label_config(self, project_id: int, label_config: str) -> None:
+        """Check with `config_problem` first: this drops classes that have annotations without a word."""
+        self._sdk(lambda c: c.projects.update(project_id, label_config=label_config), "change the label config")
+
+    def set_model_version(self, project_id: int, version: str) -> bool:
+        """Show the pre-annotations of `version`; False when no task has one yet (Label Studio refuses that)."""
+        path = f"/api/projects/{project_id}/"
+        response = self.ask("PATCH", path, json={"model_version": version}, allowed=(400,))
+        if response.status_code == 400 and "model_version" not in response.text:
+            raise _unexpected(f"PATCH {path}", response)
+        return response.status_code != 400
+
+    def ensure_view(self, project_id: int) -> int:
+        """The tab that shows open tasks by our priority (see `project.prediction_body`); made when it is missing.
+
+        Its score is that of the project's `model_version`; tasks without a prediction of that version come last. Not for a
+        project without tasks: ordering nothing by score is an error (500) to Label Studio, and it shows that in the tab.
+        """
+        views = self.ask("GET", "/api/dm/views/", params={"project": project_id}).json()
+        for view in views:
+            if view["data"].get("title") == VIEW_TITLE:
+                return int(view["id"])
+        data = {
+            "title": VIEW_TITLE,
+            "type": "list",
+            "target": "tasks",
+            "ordering": ["tasks:predictions_score"],
+            "filters": {"conjunction": "and", "items": _UNANSWERED[:1]},
+        }
+        return int(self._sdk(lambda c: c.views.create(project=project_id, data=data), "create a view").id)
+
+    def ensure_webhook(self, project_id: int, url: str, secret: str) -> int | None:
+        """Have Label Studio tell `url` about annotations; None when it refuses such a URL (the poll finds everything)."""
+        hooks = self.ask("GET", "/api/webhooks/", params={"project": project_id}).json()
+        wanted = {SECRET_HEADER: secret}
+        for hook in hooks:
+            if hook.get("project") == project_id and hook["url"] == url:
+                if hook.get("headers") != wanted or not hook.get("is_active"):
+                    change = {"headers": wanted, "is_active": True}
+                    self.ask("PATCH", f"/api/webhooks/{hook['id']}/", json=change)
+                return int(hook["id"])
+        body = {
+            "url": url,
+            "project": project_id,
+            "send_payload": True,
+            "send_for_all_actions": False,
+            "actions": HINTS,
+            "headers": wanted,
+        }
+        response = self.ask("POST", "/api/webhooks/", json=body, allowed=(400, 403))
+        return int(response.json()["id"]) if response.status_code == 201 else None
+
+    # ---- tasks
+
+    def import_tasks(self, project_id: int, tasks: list[dict[str, Any]]) -> None:
+        """Create tasks, never repeated by itself. Compare with `find` afterwards: on SQLite predictions may be lost.
+
+        Raises:
+            UnknownOutcome: the tasks may be there, or appear later.
+        """
+        self._sdk(
+            lambda c: c.projects.import_tasks(project_id, request=tasks, request_options={"max_retries": 0}),
+            f"import {len(tasks)} tasks",
+        )
+
+    def import_predictions(self, project_id: int, predictions: list[dict[str, Any]]) -> None:
+        """Add pre-annotations {"task", "model_version", "score", "result"} to tasks; a second call adds them twice.
+
+        Raises:
+            UnknownOutcome: they may be there.
+        """
+        self._sdk(
+            lambda c: c.projects.import_predictions(
+                project_id, request=predictions, request_options={"max_retries": 0}
+            ),
+            f"import {len(predictions)} predictions",
+        )
+
+    def find(self, project_id: int, sample_ids: list[str]) -> list[StudioTask]:
+        """All tasks of these samples, whole, by id; one sample may have several."""
+        if not sample_ids:
+            return []
+        item = {"filter": "filter:tasks:data.sample_id", "operator": "in_list", "type": "String", "value": sample_ids}
+        return list(self._tasks(project_id, [item], ["tasks:id"], fields="all"))
+
+    def listing(self, project_id: int) -> Iterator[StudioTask]:
+        """Every task of a project by id, without its annotations and predictions."""
+        include = "id,data,updated_at,total_annotations,cancelled_annotations,total_predictions"
+        return self._tasks(project_id, [], ["tasks:id"], include=include, page_size=1000)
+
+    def changed_since(self, project_id: int, updated_at: str) -> dict[int, str]:
+        """`updated_at` by id of the tasks changed after `updated_at` (Label Studio's own text; empty: all).
+
+        By id, because then a change moves no task to another page. A fifth of the cost of reading them whole.
+        """
+        item = {"filter": "filter:tasks:updated_at", "operator": "greater", "type": "Datetime"}
+        item["value"] = updated_at or "1970-01-01T00:00:00.000Z"
+        found = self._tasks(project_id, [item], ["tasks:id"], include="id,updated_at", page_size=1000)
+        return {task.id: task.updated_at for task in found}
+
+    def whole(self, project_id: int, task_ids: Iterable[int]) -> Iterator[StudioTask]:
+        """These tasks with annotations and predictions, in one request for each PAGE of them; deleted ones are left out."""
+        ids = sorted(task_ids)
+        for start in range(0, len(ids), PAGE):
+            yield from self._tasks(project_id, [_among(ids[start : start + PAGE])], ["tasks:id"], fields="all")
+
+    def delete_unanswered(self, project_id: int, task_ids: Iterable[int]) -> set[int]:
+        """Delete those of these tasks that nobody submitted or skipped; ids of those that are gone now.
+
+        Label Studio looks at its counts in the request that deletes, so an answer is lost only when it is being stored
+        within those few milliseconds. With a project's last task Label Studio deletes all its tabs.
+        """
+        ids = sorted(task_ids)
+        if not ids:
+            return set()
+        only = {"conjunction": "and", "items": _UNANSWERED}
+        body = {"project": project_id, "selectedItems": {"all": False, "included": ids}, "filters": only}
+        query = {"id": "delete_tasks", "project": project_id}
+        answer = self.ask("POST", "/api/dm/actions", params=query, json=body).json()
+        if answer.get("processed_items") == len(ids):
+            return set(ids)
+        return set(ids) - {
+            t.id for t in self._tasks(project_id, [_among(ids)], ["tasks:id"], len(ids) + 1, include="id")
+        }
+
+    # ---- people
+
+    def invite_url(self) -> str:
+        """The page on which a labeler signs up."""
+        return self.url + str(self.ask("GET", "/api/invite").json()["invite_url"])
+
+    def next_task(self, project_id: int) -> dict[str, Any] | None:
+        """The task that the page would show this account now; it stays locked for it. None when there is none left.
+
+        For labelers only: the bridge itself must never hold locks.
+        """
+        query = {"id": "next_task", "project": project_id}
+        response = self.ask("POST", "/api/dm/actions", params=query, json={"project": project_id}, allowed=(404,))
+        return None if response.status_code == 404 else dict(response.json())
+
+    def submit(self, task_id: int, annotation: dict[str, Any]) -> int:
+        """Answer a task as the page does; the annotation's id."""
+        return int(self.ask("POST", f"/api/tasks/{task_id}/annotations/", json=annotation).json()["id"])
+
+    def download(self, url: str) -> bytes:
+        """An image as the labeler's browser would fetch it: by its URL alone, without our token."""
+        client, bare = (self._plain if url.startswith("http:") else httpx), url.split("?", 1)[0]
+        try:
+            response = client.get(url, headers={"Origin": self.url})
+        except httpx.HTTPError as error:
+            raise StudioError(f"image at {bare} cannot be fetched: {type(error).__name__}") from error
+        if response.status_code != 200:
+            raise StudioError(f"image at {bare}: expected 200, found {response.status_code}")
+        return response.content
+
+    # ---- inside
+
+    def _tasks(
+        self, project_id: int, items: list[dict[str, Any]], ordering: list[str], page_size: int = PAGE, **shape: str
+    ) -> Iterator[StudioTask]:
+        query = json.dumps({"filters": {"conjunction": "and", "items": items}, "ordering": ordering})
+        page = 1
+        while True:
+            params = {"project": project_id, "query": query, "page_size": page_size, "page": page, **shape}
+            response = self.ask("GET", "/api/tasks", params=params, allowed=(404,))
+            if response.status_code == 404:
+                if "page" in response.text.lower():
+                    return  # the list shrank under us, or its length is a multiple of the page
+                raise _unexpected(f"tasks of project {project_id}", response)
+            tasks = msgspec.convert(response.json()["tasks"], list[StudioTask], strict=False)
+            yield from tasks
+            if len(tasks) < page_size:
+                return
+            page += 1
+
+    def ask(self, method: str, path: str, *, allowed: tuple[int, ...] = (), **kwargs: Any) -> httpx.Response:
+        """Any call as this account; statuses in `allowed` are the caller's to judge.
+
+        Raises:
+            StudioError: another status, or no server. UnknownOutcome.
+        """
+        response = self._try(f"{method} {path}", lambda: self._http.request(method, path, **kwargs))
+        if response.is_success or response.status_code in allowed:
+            return response
+        raise _unexpected(f"{method} {path}", response)
+
+    def _sdk(self, call: Callable[[Any], T], asked: str) -> T:
+        """Run `call` with the SDK's client; imported here, because that costs 1.5 s and 110 MB."""
+        from label_studio_sdk import LabelStudio
+        from label_studio_sdk.core.api_error import ApiError
+
+        with self._lock:
+            if self._client is None:
+                self._client = LabelStudio(  # type: ignore[no-untyped-call]
+                    base_url=self.url, api_key="-", httpx_client=self._http, max_retries=0
+                )
+        try:
+            return self._try(asked, lambda: call(self._client))
+        except ApiError as error:
+            status = error.status_code or 0
+            kind = UnknownOutcome if status >= 500 or status == 0 else StudioError
+            raise kind(f"Label Studio at {self.url}, {asked}: found {status} {str(error.body)[:500]}") from error
+
+    def _try(self, asked: str, call: Callable[[], T]) -> T:
+        try:
+            return call()
+        except httpx.ConnectError as error:
+            raise StudioError(f"Label Studio at {self.url} does not answer", hint=_START) from error
+        except httpx.HTTPError as error:
+            text = f"Label Studio at {self.url}, {asked}: no answer ({type(error).__name__})"
+            raise UnknownOutcome(text, hint="it may have been done all the same") from error
+
+    def authorization(self, *, stale: str = "") -> str:
+        """The Authorization header; a new access token when the last one is about to run out or equals `stale`.
+
+        Raises:
+            StudioError: neither key, kept token nor log-in work.
+        """
+        if self._key and self._key.count(".") != 2:
+            return f"Token {self._key}"
+        with self._lock:
+            if time.monotonic() >= self._access_until or self._access == stale:
+                self._access, seconds = self._refresh(stale)
+                self._access_until = time.monotonic() + seconds
+            return self._access
+
+    def _refresh(self, stale: str) -> tuple[str, float]:
+        """An access token and for how many seconds to use it."""
+        for token in (self._key or self._tokens.token(), ""):
+            if not token and self._key:
+                raise StudioError(
+                    f"Label Studio at {self.url} refuses the key", hint="check SUTDOL_LABEL_STUDIO_API_KEY"
+                )
+            kept = self._tokens.access(token)
+            if kept is not None and kept[0] != stale:
+                return kept
+            pat = token or self._log_in()
+            asked = lambda pat=pat: self._plain.post("/api/token/refresh/", json={"refresh": pat})  # noqa: E731
+            response = self._try("refresh the token", asked)
+            if response.status_code == 200:
+                access = f"Bearer {response.json()['access']}"
+                return access, self._tokens.keep(self._tokens.token() if self._key else pat, pat, access)
+            if response.status_code >= 500 or not token:
+                raise _unexpected("refresh the token", response)
+        raise AssertionError("unreachable")
+
+    def _log_in(self) -> str:
+        """Log in by the form, make a PAT (an old one whose copy is lost is given up), keep it."""
+        with httpx.Client(base_url=self.url, timeout=30) as session:
+            self._try("log in", lambda: form_log_in(session, self._email, self._password))
+            headers = {"X-CSRFToken": session.cookies["csrftoken"], "Referer": self.url}
+            made = self._try("make a token", lambda: session.post("/api/token/", headers=headers))
+            if made.status_code == 409:
+                for old in session.get("/api/token/").json():
+                    session.post("/api/token/blacklist/", json={"refresh": old["token"]}, headers=headers)
+                made = session.post("/api/token/", headers=headers)
+            if made.status_code != 201:
+                raise _unexpected("make a token", made)
+        token = str(made.json()["token"])
+        self._tokens.keep(token)
+        return token
+
+
+class _Bearer(httpx.Auth):
+    """Puts the access token on every request; after a 401 (nothing was done) once more with a fresh one."""
+
+    def __init__(self, studio: Studio) -> None:
+        self._studio = studio
+
+    def sync_auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        used = self._studio.authorization()
+        request.headers["Authorization"] = used
+        response = yield request
+        if response.status_code == 401 and used.startswith("Bearer "):
+            request.headers["Authorization"] = self._studio.authorization(stale=used)
+            yield request
+
+
+def is_ready(url: str) -> bool:
+    """Whether Label Studio answers at `url` and says that it is up."""
+    try:
+        response = httpx.get(f"{url.rstrip('/')}/health", timeout=5)
+        return response.status_code == 200 and response.json().get("status") == "UP"
+    except (httpx.HTTPError, ValueError):
+        return False
+
+
+def form_log_in(session: httpx.Client, email: str, password: str) -> None:
+    """Log `session` in through the page's form.
+
+    Raises:
+        StudioError: wrong e-mail or password.
+    """
+    page = session.get("/user/login/")
+    if "csrftoken" not in session.cookies:
+        raise _unexpected("log-in page", page)
+    body = {"email": email, "password": password, "csrfmiddlewaretoken": session.cookies["csrftoken"]}
+    response = session.post("/user/login/", data=body, headers={"Referer": f"{session.base_url}user/login/"})
+    if response.status_code != 302:
+        raise StudioError(
+            f"Label Studio at {session.base_url} refuses the log-in of {email}",
+            hint="set SUTDOL_LABEL_STUDIO_EMAIL and SUTDOL_LABEL_STUDIO_PASSWORD, or SUTDOL_LABEL_STUDIO_API_KEY",
+        )
+
+
+def sign_up(invite_url: str, email: str, password: str) -> None:
+    """Make an account as a person would: open the invite link, fill in the form.
+
+    Raises:
+        StudioError: the link is not valid, or the form is refused (an account of that name, a short password).
+    """
+    with httpx.Client(timeout=30) as session:
+        try:
+            session.get(invite_url)
+            body = {"email": email, "password": password, "csrfmiddlewaretoken": session.cookies.get("csrftoken", "")}
+            response = session.post(invite_url, data=body, headers={"Referer": invite_url})
+        except httpx.HTTPError as error:
+            raise StudioError(f"sign-up page cannot be reached: {type(error).__name__}", hint=_START) from error
+    if response.status_code != 302:
+        raise StudioError(
+            f"Label Studio refuses to sign {email} up ({response.status_code})",
+            hint="is there an account of that name?",
+        )
+
+
+def _unexpected(asked: str, response: httpx.Response) -> StudioError:
+    kind = UnknownOutcome if response.status_code >= 500 else StudioError
+    url = response.url.copy_with(path="/", query=None)
+    return kind(f"Label Studio at {url}, {asked}: found {response.status_code} {_explain(response)}")
+
+
+def _explain(response: httpx.Response) -> str:
+    try:
+        body = response.json()
+    except ValueError:
+        return response.text[:200]
+    if not isinstance(body, dict):
+        return str(body)[:500]
+    return str(body.get("validation_errors") or body.get("detail") or body)[:500]
+
+
+def _among(task_ids: list[int]) -> dict[str, Any]:
+    return {"filter": "filter:tasks:id", "operator": "in_list", "type": "Number", "value": task_ids}
