@@ -1,0 +1,55 @@
+"""All tables. One row class per thing of DESIGN section 3; times are UTC epoch seconds (float), ids are text.
+
+Who writes what:
+
+    serving            prediction, sample, label_task (state `candidate`), feedback, replica
+    labeling_bridge    label_task (from `queued` on), annotation, label (source `annotation`), studio_project
+    retrain            dataset, label (source `imported`), dataset_version, dataset_item, training_run, run_progress,
+                       model_version, evaluation, decision
+    registry           model, alias, decision, event
+    jobs               job, job_attempt, message, lease
+
+Append-only: prediction, annotation, dataset_version, dataset_item, run_progress, decision, event.
+SQLite drops time zones, so no datetime columns. JSON columns hold what `sutdol.types` defines (msgspec.to_builtins).
+SQLModel tables do not validate: build rows from checked structs only.
+"""
+
+from __future__ import annotations
+
+from sutdol.tables.base import new_id, now
+from sutdol.tables.house import ApiKey, Event, Secret
+from sutdol.tables.jobs import Job, JobAttempt, Lease, Message
+from sutdol.tables.labels import Annotation, LabelRow, LabelTask, StudioProject
+from sutdol.tables.models import Alias, Decision, Model, ModelVersion, Replica
+from sutdol.tables.predictions import Feedback, PredictionRow, Sample
+from sutdol.tables.training import Dataset, DatasetItem, DatasetVersion, Evaluation, RunProgress, TrainingRun
+
+__all__ = [
+    "Alias",
+    "Annotation",
+    "ApiKey",
+    "Dataset",
+    "DatasetItem",
+    "DatasetVersion",
+    "Decision",
+    "Evaluation",
+    "Event",
+    "Feedback",
+    "Job",
+    "JobAttempt",
+    "LabelRow",
+    "LabelTask",
+    "Lease",
+    "Message",
+    "Model",
+    "ModelVersion",
+    "PredictionRow",
+    "Replica",
+    "RunProgress",
+    "Sample",
+    "Secret",
+    "StudioProject",
+    "TrainingRun",
+    "new_id",
+    "now",
+]
