@@ -16,7 +16,7 @@ from cyclopts import App, Parameter
 from rich.console import Console
 from rich.table import Table
 
-from sutdol import __version__
+from sutdol import __version__, images
 from sutdol.context import Context, open_context
 from sutdol.errors import SetupError, SutdolError
 from sutdol.settings import Settings, load
@@ -57,6 +57,7 @@ def up(*, label_studio: bool = True, home: Home = None) -> None:
     """
     from sutdol import up as programs
 
+    images.assert_one_cv2()
     context = _open(home)
     key = programs.first_key(context)
     if key:
@@ -116,6 +117,7 @@ def serve(*, host: str | None = None, port: int | None = None, home: Home = None
 
     Example: sutdol serve --port 9000
     """
+    images.assert_one_cv2()
     context = open_context(_settings(home, host=host, port=port))
     routers = [_sibling(name).build(context) for name in ROUTERS]
     _sibling("serving.main").serve(context, routers)
@@ -131,6 +133,7 @@ def work(
     """
     from sutdol.jobs import KINDS, worker
 
+    images.assert_one_cv2()
     handlers: dict[str, Any] = {}
     for name in queue:
         if name not in HANDLERS:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import cv2
@@ -30,6 +30,12 @@ MAX_SIDE_PX = 16_000
 MAX_SCANS = 64
 """Progressive JPEGs with hundreds of scans take minutes to decode; real ones have about ten."""
 
+OPENCV_DISTRIBUTIONS = (
+    "opencv-python-headless",
+    "opencv-python",
+    "opencv-contrib-python-headless",
+    "opencv-contrib-python",
+)
 KINDS = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif"}
 _ORIENTATION = 0x0112
 _REORIENT: dict[
@@ -129,12 +135,17 @@ def encode_png(rgb: Rgb) -> bytes:
 def assert_one_cv2() -> None:
     """Exactly one distribution may own the folder cv2/; two overwrite each other silently.
 
-    Raises:
-        SetupError: both opencv-python and opencv-python-headless are installed.
-    """
-    from importlib.metadata import packages_distributions
+    Called when a program of ours starts, so it looks the few names up instead of reading every distribution's file list.
 
-    owners = sorted(set(packages_distributions().get("cv2", [])))
+    Raises:
+        SetupError: none of OpenCV's distributions is installed, or several are.
+    """
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    owners = []
+    for name in OPENCV_DISTRIBUTIONS:
+        with suppress(PackageNotFoundError):
+            owners.append(f"{name} {distribution(name).version}")
     if len(owners) != 1:
         raise SetupError(
             f"cv2: expected exactly one owner, found {', '.join(owners) or 'none'}",

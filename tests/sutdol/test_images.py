@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import pytest
 
-from sutdol import images
-from sutdol.errors import ImageError
+from sutdol import cli, images
+from sutdol.errors import ImageError, SetupError
 
 ARROW = np.zeros((20, 40, 3), np.uint8)
 ARROW[:10, :, 0] = 250
@@ -152,3 +153,15 @@ def test_a_scaled_decode_still_covers_what_was_asked_for() -> None:
 def test_one_cv2_is_installed() -> None:
     """Two packages own the folder cv2/ and overwrite each other."""
     images.assert_one_cv2()
+
+
+def test_a_second_owner_of_cv2_stops_a_program_at_its_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With two owners half of cv2's files come from another version, and the crash comes hours later."""
+    other = tmp_path / "opencv_python-5.0.0.dist-info"
+    other.mkdir()
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: opencv-python\nVersion: 5.0.0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for command in (["serve"], ["work", "--queue", "bridge"], ["up"]):
+        with pytest.raises(SetupError, match=r"expected exactly one owner, found .*opencv-python 5\.0\.0"):
+            cli.app([*command, "--home", str(tmp_path / "home")], result_action="return_value")
+    assert not (tmp_path / "home").exists()
