@@ -2,8 +2,8 @@
 
     header -> keys.parse (constant work) -> snapshot -> keys.check -> key id
 
-A key that was revoked stops working within REFRESH_S. One that was made a moment ago works at once: an unknown id asks for
-one renewal of the snapshot, shared by all who ask, before it is refused.
+A key that was revoked stops working within REFRESH_S. One that was made a moment ago works at once: an unknown id waits for
+a renewal of the snapshot that begins after it asked, shared by all who ask, before it is refused.
 
 Errors: AuthError 401 and 403; BusyError 503 when the keys could not be read for STALE_S, because then a revoked one might pass.
 """
@@ -40,6 +40,8 @@ class Keyring:
         self._rows: dict[str, ApiKey] = {}
         self._read_at = 0.0
         self._renewing = threading.Lock()
+        self._looking: asyncio.Task[None] | None = None
+        self._looked_at = 0.0
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="keys", daemon=True)
         self._log = structlog.get_logger("serving.auth")
@@ -66,17 +68,26 @@ class Keyring:
         key_id, digest = keys.parse(presented.strip())
         row = self._rows.get(key_id)
         if row is None:
-            await asyncio.to_thread(self._renew, _MISS_INTERVAL_S)
+            await self._look_again()
             row = self._rows.get(key_id)
         if time.monotonic() - self._read_at > STALE_S:
             raise BusyError("the API keys cannot be read", retry_after_s=5)
         keys.check(row, digest, scope)
         return key_id
 
-    def _renew(self, unless_younger_s: float) -> None:
+    async def _look_again(self) -> None:
+        """Wait for a renewal that begins from now on; all who ask before it begins share it."""
+        if self._looking is None:
+            self._looking = asyncio.create_task(self._look())
+        await asyncio.shield(self._looking)
+
+    async def _look(self) -> None:
+        await asyncio.sleep(self._looked_at + _MISS_INTERVAL_S - time.monotonic())
+        self._looking, self._looked_at = None, time.monotonic()
+        await asyncio.to_thread(self._renew)
+
+    def _renew(self) -> None:
         with self._renewing:
-            if time.monotonic() - self._read_at < unless_younger_s:
-                return
             began = time.monotonic()
             try:
                 with self._database.read() as session:
@@ -87,7 +98,7 @@ class Keyring:
 
     def _follow(self) -> None:
         while True:
-            self._renew(0.0)
+            self._renew()
             if self._ended.wait(REFRESH_S):
                 return
 
