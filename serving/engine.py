@@ -28,6 +28,7 @@ from serving.metrics import Metrics
 from serving.slots import Loaded, Slots
 from serving.tickets import Ticket, settle
 from sutdol import images
+from sutdol.appearance import Appearance, appearance
 from sutdol.errors import BusyError, ModelError, SutdolError
 from sutdol.images import Image
 from sutdol.predictor import Raw
@@ -60,6 +61,7 @@ class Answer:
     prediction: Prediction
     picked: Picked
     duration_ms: float
+    appearance: Appearance
 
 
 @dataclass(slots=True)
@@ -233,7 +235,9 @@ class Engine:
             prediction = predictor.interpret(raw, i, (one.image.height_px, one.image.width_px))
             picked = loaded.sampler.pick(one.image.sample_id, prediction, predictor.manifest, at=now())
             duration_ms = (time.perf_counter() - one.item.accepted) * 1000
-            self._log_writer.submit(self._compose(Answer(one.item, loaded, one.image, prediction, picked, duration_ms)))
+            looks = appearance(one.tensor, predictor.manifest.input)
+            answer = Answer(one.item, loaded, one.image, prediction, picked, duration_ms, looks)
+            self._log_writer.submit(self._compose(answer))
         except Exception as error:  # as in _prepare
             settle([(one.item.ticket, error)])
 

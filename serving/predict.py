@@ -188,6 +188,10 @@ def compose(answer: Answer, metrics: Metrics) -> Entry:
         "arms": picked.arms,
         "duration_ms": answer.duration_ms,
         "key_id": item.key_id,
+        "brightness": answer.appearance.brightness,
+        "sharpness": answer.appearance.sharpness,
+        "colour": answer.appearance.colour,
+        "fingerprint": answer.appearance.fingerprint,
     }
     metrics.predictions.labels(loaded.model, str(loaded.version)).inc()
     if unfamiliar:

@@ -48,6 +48,11 @@ class PredictionRow(SQLModel, table=True):
     """Every arm that picked it; empty for nearly all rows."""
     duration_ms: float
     key_id: str | None = None
+    brightness: float | None = None
+    sharpness: float | None = None
+    colour: float | None = None
+    fingerprint: str | None = None
+    """What `appearance` measures on the model's input; drift and near-duplicates are found by it."""
 
 
 class Feedback(SQLModel, table=True):

@@ -49,6 +49,9 @@ def test_the_answer_is_right_and_in_the_log(served: Served, client: httpx.Client
     assert row.answer["classes"][0]["label"] == name
     assert 0 <= row.inclusion_probability <= 1
     assert row.key_id == served.keys["admin"].split("_")[1]
+    red_minus_blue = {"red": 200, "green": 0, "blue": -200}[name] / 255
+    assert (row.brightness, row.sharpness, row.colour) == pytest.approx((200 / 255 / 3, 0, red_minus_blue), abs=1e-5)
+    assert len(row.fingerprint or "") == 16
 
 
 @pytest.mark.parametrize("field", ["file", "image"])

@@ -267,6 +267,10 @@ def upgrade() -> None:
     sa.Column('arms', sa.JSON(), nullable=False),
     sa.Column('duration_ms', sa.Float(), nullable=False),
     sa.Column('key_id', sqlmodel.sql.sqltypes.AutoString(), nullable=True),
+    sa.Column('brightness', sa.Float(), nullable=True),
+    sa.Column('sharpness', sa.Float(), nullable=True),
+    sa.Column('colour', sa.Float(), nullable=True),
+    sa.Column('fingerprint', sqlmodel.sql.sqltypes.AutoString(), nullable=True),
     sa.PrimaryKeyConstraint('id')
     )
     with op.batch_alter_table('prediction', schema=None) as batch_op:
