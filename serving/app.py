@@ -20,8 +20,9 @@ from litestar.openapi import OpenAPIConfig
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 import sutdol
-from serving import openapi, operations, predict, problems
+from serving import answers, openapi, operations, predict, problems
 from serving.auth import Keyring
+from serving.bodies import Bodies
 from serving.engine import Engine
 from serving.log import LogWriter
 from serving.metrics import Metrics
@@ -43,11 +44,12 @@ def create_app(context: Context, routers: list[Router] | None = None) -> Litesta
         slots,
         log,
         metrics,
-        compose=partial(predict.compose, metrics=metrics),
+        compose=partial(answers.compose, metrics=metrics),
         threads=settings.inference_threads,
         limit=settings.queue_limit,
     )
     keyring = Keyring(context.database)
+    bodies = Bodies(settings.max_body_bytes)
     metrics.watch(queue_length=lambda: engine.waiting, log_pending=lambda: log.pending)
 
     @asynccontextmanager
@@ -80,7 +82,7 @@ def create_app(context: Context, routers: list[Router] | None = None) -> Litesta
     )
     return Litestar(
         route_handlers=[
-            predict.build(context, slots, engine, log, keyring),
+            predict.build(context, slots, engine, log, keyring, bodies),
             operations.build(context, slots, engine, log, keyring, metrics),
             *(routers or []),
         ],

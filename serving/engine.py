@@ -7,7 +7,11 @@ A batch is what is waiting anyway: min(B, ceil(waiting / threads)) of one model,
 What one item does wrong stays with it: its decoding error is its own, a batch that fails is run again one by one, and items
 whose client has gone or whose deadline has passed are dropped when they are taken.
 
-Errors: BusyError (queue full, deadline passed), ImageError for the item, ModelError for the model.
+A raw tensor takes the same road without its ends: it has no image that anybody could look at, so it is neither picked nor
+logged, and its caller gets the model's own numbers (`Numbers`).
+
+Errors: BusyError (queue full, deadline passed), ImageError for the item, InputError for a tensor that the model cannot take,
+ModelError for the model.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import structlog
@@ -26,10 +31,11 @@ import structlog
 from serving.log import Entry, LogWriter
 from serving.metrics import Metrics
 from serving.slots import Loaded, Slots
+from serving.statistics import Statistics
 from serving.tickets import Ticket, settle
 from sutdol import images
 from sutdol.appearance import Appearance, appearance
-from sutdol.errors import BusyError, ModelError, SutdolError
+from sutdol.errors import BusyError, InputError, ModelError, SutdolError
 from sutdol.images import Image
 from sutdol.predictor import Raw
 from sutdol.runtime import Float32
@@ -40,7 +46,7 @@ from sutdol.types import Prediction
 
 @dataclass(slots=True)
 class Item:
-    """One image that waits for its answer."""
+    """One image, or one raw tensor, that waits for its answer."""
 
     model: str
     data: bytes
@@ -48,7 +54,20 @@ class Item:
     ticket: Ticket
     deadline: float = math.inf
     """In `time.monotonic()` seconds."""
+    ask: Any = None
+    """What the caller asked for beyond the image; only `compose` knows what it means."""
+    tensor: Float32 | None = None
+    """(3, h, w) float32 at the model's own size, in place of `data`."""
     accepted: float = field(default_factory=time.perf_counter)
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """The model's own outputs for one raw tensor, and which version they come from."""
+
+    loaded: Loaded
+    scores: Float32
+    features: Float32
 
 
 @dataclass(slots=True)
@@ -67,7 +86,7 @@ class Answer:
 @dataclass(slots=True)
 class _Prepared:
     item: Item
-    image: Image
+    image: Image | None
     tensor: Float32
 
 
@@ -78,6 +97,7 @@ class Engine:
         compose: an answer becomes what the log writes and the client gets.
         threads: 0 means one per core.
         limit: items waiting before `submit` refuses.
+        statistics: where counts and times per model version go.
     """
 
     def __init__(
@@ -89,11 +109,13 @@ class Engine:
         compose: Callable[[Answer], Entry],
         threads: int = 0,
         limit: int = 256,
+        statistics: Statistics | None = None,
     ) -> None:
         self._slots = slots
         self._log_writer = log
         self._metrics = metrics
         self._compose = compose
+        self._statistics = statistics or Statistics()
         self._limit = limit
         self._lanes: dict[str, deque[Item]] = {}
         self._waiting = 0
@@ -200,13 +222,23 @@ class Engine:
         except SutdolError as error:
             settle([(item.ticket, error) for item in items])
             return
+        began = time.perf_counter()
         prepared = [p for item in items if (p := self._prepare(loaded, item)) is not None]
+        self._statistics.took(
+            loaded.model,
+            loaded.version,
+            refused=len(items) - len(prepared),
+            queued_s=sum(began - item.accepted for item in items),
+            prepared_s=time.perf_counter() - began,
+        )
         if prepared:
             self._metrics.batch_size.observe(len(prepared))
             self._run(loaded, prepared)
 
     def _prepare(self, loaded: Loaded, item: Item) -> _Prepared | None:
         try:
+            if item.tensor is not None:
+                return _Prepared(item, None, _fitting(item.tensor, loaded))
             image = images.admit(item.data)
             rgb = images.decode(image.data, cover_hw=loaded.predictor.cover_hw)
             return _Prepared(item, image, loaded.predictor.prepare(rgb))
@@ -215,21 +247,30 @@ class Engine:
             return None
 
     def _run(self, loaded: Loaded, prepared: list[_Prepared]) -> None:
+        began = time.perf_counter()
         try:
             raw = loaded.predictor.run(np.stack([p.tensor for p in prepared]))
             if len(raw.scores) != len(prepared):
                 raise ModelError(f"the model answered for {len(raw.scores)} of {len(prepared)} images")
         except ModelError as error:
             if len(prepared) == 1:
-                settle([(prepared[0].item.ticket, error)])
+                self._statistics.failed(loaded.model, loaded.version)
+                settle([(prepared[0].item.ticket, _blame(prepared[0], error))])
                 return
             for one in prepared:
                 self._run(loaded, [one])
             return
+        ran = time.perf_counter()
         for i, one in enumerate(prepared):
             self._finish(loaded, one, raw, i)
+        self._statistics.ran(
+            loaded.model, loaded.version, items=len(prepared), ran_s=ran - began, finished_s=time.perf_counter() - ran
+        )
 
     def _finish(self, loaded: Loaded, one: _Prepared, raw: Raw, i: int) -> None:
+        if one.image is None:
+            settle([(one.item.ticket, Numbers(loaded, raw.scores[i], raw.features[i]))])
+            return
         try:
             predictor = loaded.predictor
             prediction = predictor.interpret(raw, i, (one.image.height_px, one.image.width_px))
@@ -240,6 +281,21 @@ class Engine:
             self._log_writer.submit(self._compose(answer))
         except Exception as error:  # as in _prepare
             settle([(one.item.ticket, error)])
+
+
+def _fitting(tensor: Float32, loaded: Loaded) -> Float32:
+    """The tensor, when its shape is that of the version that answers now; a swap may have changed it meanwhile."""
+    expected = (3, *loaded.predictor.manifest.input.size_hw)
+    if tensor.shape != expected:
+        raise InputError(f"images: version {loaded.version} takes (n, {expected}), found (n, {tensor.shape})")
+    return tensor
+
+
+def _blame(one: _Prepared, error: ModelError) -> SutdolError:
+    """Pixels are always in range, so a failure is the model's; any number may stand in a raw tensor."""
+    if one.image is None:
+        return InputError(f"images: the model has no answer for this tensor: {error.message}")
+    return error
 
 
 def _cores() -> int:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -58,15 +59,27 @@ class Entry:
 class LogWriter:
     """One thread that writes; `submit` may be called from any thread.
 
+    Args:
+        told: gets each group right after its commit, on the writer's thread; it must be quick and never raise.
+
     Attributes:
         error: why the last commit failed, None when it went well.
     """
 
-    def __init__(self, database: Database, store: Store, metrics: Metrics, *, max_pending: int = MAX_PENDING) -> None:
+    def __init__(
+        self,
+        database: Database,
+        store: Store,
+        metrics: Metrics,
+        *,
+        max_pending: int = MAX_PENDING,
+        told: Callable[[list[Entry]], None] | None = None,
+    ) -> None:
         self._database = database
         self._store = store
         self._metrics = metrics
         self._max_pending = max_pending
+        self._told = told
         self._queue: deque[Entry] = deque()
         self._storing = self._committing = 0
         self._wake = threading.Condition()
@@ -158,6 +171,8 @@ class LogWriter:
             self._metrics.log_commits.inc()
             self._metrics.log_seconds.observe(time.perf_counter() - began)
             settle([(entry.ticket, entry.reply) for entry in group])
+            if self._told is not None:
+                self._told(group)
 
     def _refuse(self, group: list[Entry], error: Exception) -> None:
         self.error = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

@@ -55,17 +55,22 @@ def response(problem: Problem, headers: dict[str, str] | None = None) -> Respons
     )
 
 
-def _expected(request: Request[Any, Any, Any], error: SutdolError) -> Response[bytes]:
+def of(request: Request[Any, Any, Any], error: SutdolError) -> Problem:
+    """An expected failure as a problem; what only operators may read is logged and becomes an incident."""
     if isinstance(error, _FOR_OPERATORS):
-        return _unexpected(request, error)
+        return _incident(request, error)
     if error.status >= 500 and not isinstance(error, BusyError | StudioError):
         structlog.get_logger("serving").error("request failed", path=request.url.path, error=str(error), exc_info=error)
+    return _problem(error.code, error.status, error.message, hint=error.hint)
+
+
+def _expected(request: Request[Any, Any, Any], error: SutdolError) -> Response[bytes]:
     headers = {}
     if isinstance(error, AuthError) and error.status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, BusyError):
         headers["Retry-After"] = str(error.retry_after_s)
-    return response(_problem(error.code, error.status, error.message, hint=error.hint), headers)
+    return response(of(request, error), headers)
 
 
 def _from_litestar(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
@@ -88,12 +93,16 @@ def _from_litestar(request: Request[Any, Any, Any], error: HTTPException) -> Res
 def _unexpected(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
     if isinstance(error, UnicodeDecodeError | RecursionError) and _while_reading_the_body(error):
         return response(_problem("invalid-input", 400, "body: expected UTF-8 JSON that is not nested too deeply"))
+    return response(_incident(request, error))
+
+
+def _incident(request: Request[Any, Any, Any], error: Exception) -> Problem:
     incident = str(getattr(request.state, "request_id", None) or new_id())
     structlog.get_logger("serving").error(
         "incident", incident=incident, method=request.method, path=request.url.path, exc_info=error
     )
     text = "something went wrong here; it is in the server's log under this incident"
-    return response(_problem("incident", 500, text, incident=incident))
+    return _problem("incident", 500, text, incident=incident)
 
 
 def _while_reading_the_body(error: Exception) -> bool:

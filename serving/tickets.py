@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,7 +13,7 @@ class Ticket:
     """What a request waits for; made on the event loop."""
 
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
-    future: asyncio.Future[bytes] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    future: asyncio.Future[Any] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
     @property
     def gone(self) -> bool:
@@ -20,7 +21,8 @@ class Ticket:
         return self.future.done()
 
 
-Outcome = tuple[Ticket, bytes | BaseException]
+Outcome = tuple[Ticket, Any]
+"""What the request gets: a reply, or an exception that it raises."""
 
 
 def settle(outcomes: Iterable[Outcome]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from sqlmodel import func, select
 
-from serving import predict
+from serving import answers
 from serving.engine import Engine, Item
 from serving.log import LogWriter
 from serving.metrics import Metrics
@@ -35,7 +35,7 @@ class Parts:
         self.metrics = Metrics()
         self.slots = Slots(context, self.metrics)
         self.log = LogWriter(context.database, context.store, self.metrics)
-        compose = partial(predict.compose, metrics=self.metrics)
+        compose = partial(answers.compose, metrics=self.metrics)
         self.engine = Engine(self.slots, self.log, self.metrics, compose=compose, threads=threads, limit=limit)
         self.slots.start()
         self.log.start()
