@@ -20,7 +20,7 @@ from litestar.openapi import OpenAPIConfig
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 import sutdol
-from serving import answers, openapi, operations, predict, problems
+from serving import answers, openapi, operations, predict, problems, versions
 from serving.auth import Keyring
 from serving.bodies import Bodies
 from serving.engine import Engine
@@ -84,6 +84,7 @@ def create_app(context: Context, routers: list[Router] | None = None) -> Litesta
         route_handlers=[
             predict.build(context, slots, engine, log, keyring, bodies),
             operations.build(context, slots, engine, log, keyring, metrics),
+            versions.build(context, keyring),
             *(routers or []),
         ],
         middleware=[_timed],

@@ -77,6 +77,7 @@ class VersionInfo(msgspec.Struct):
     metrics: dict[str, Any]
     parent_version: int | None
     created_at: float
+    tags: dict[str, str]
 
 
 class Moved(msgspec.Struct):
@@ -205,8 +206,10 @@ def build(context: Context, slots: Slots, engine: Engine, log: LogWriter, keyrin
                 row.metrics,
                 row.parent_version,
                 row.created_at,
+                row.tags or {},
             )
             for row in rows
+            if row.state != "deleted"
         ]
 
     @post(

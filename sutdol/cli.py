@@ -16,7 +16,7 @@ from cyclopts import App, Parameter
 from rich.console import Console
 from rich.table import Table
 
-from sutdol import __version__, images
+from sutdol import __version__, cli_versions, images
 from sutdol.context import Context, open_context
 from sutdol.errors import SetupError, SutdolError
 from sutdol.settings import Settings, load
@@ -354,6 +354,9 @@ def keys_revoke(key_id: str, *, home: Home = None) -> None:
     with _open(home).database.begin() as session:
         keys.revoke(session, key_id)
     console.print(f"key {key_id} is revoked")
+
+
+cli_versions.add_to(app, lambda home: _open(home), console)
 
 
 def _params(items: list[str]) -> dict[str, Any]:

@@ -25,14 +25,14 @@ from sqlalchemy import func
 from sqlmodel import Session, col, select
 
 from sutdol import jobs
-from sutdol.errors import ConflictError, InputError, ModelError, unknown
+from sutdol.errors import ConflictError, InputError, ModelError, NotFoundError, unknown
 from sutdol.events import tell
 from sutdol.stores import Store
 from sutdol.tables import Alias, Decision, Model, ModelVersion, now
 from sutdol.types import Manifest, Task
 
 _SLUG = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
-_REFERENCE = re.compile(r"(?:models:/)?(?P<model>[a-z0-9-]+)(?:[@/](?P<which>[a-z]+|[0-9]+))?")
+_REFERENCE = re.compile(r"(?:models:/)?(?P<model>[a-z0-9-]+)(?:[@/](?P<which>[a-z][a-z0-9-]*|[0-9]+))?")
 
 
 def create_model(
@@ -222,7 +222,10 @@ def resolve(session: Session, reference: str) -> tuple[str, int]:
     slug, which = match["model"], match["which"] or "champion"
     get_model(session, slug)
     if which.isdigit():
-        return slug, get_version(session, slug, int(which)).version
+        row = get_version(session, slug, int(which))
+        if row.state == "deleted":
+            raise NotFoundError(f"version {row.version} of {slug} is deleted")
+        return slug, row.version
     version = alias(session, slug, which)
     if version is None:
         known = [f"{slug}@{a}" for a in session.exec(select(Alias.name).where(Alias.model == slug))]
@@ -239,6 +242,7 @@ def promote(
         ConflictError: the version was refused or is not ready; it serves already. NotFoundError.
     """
     row = get_version(session, model, version)
+    session.refresh(row, with_for_update=True)  # a deletion at the same moment waits, or we see it
     champion = alias(session, model, "champion")
     if row.state != "ready":
         raise ConflictError(f"version {version} of {model} is {row.state}, only `ready` ones can be promoted")

@@ -28,7 +28,9 @@ from sutdol.tables import Alias, ApiKey, Job, LabelTask, Model, ModelVersion, Re
 def models(context: Context, model: str | None, console: Console) -> None:
     """All models with their aliases, or one model's versions."""
     with context.database.read() as session:
-        aliases = {(a.model, a.version): a.name for a in session.exec(select(Alias))}
+        aliases: dict[tuple[str, int], list[str]] = {}
+        for a in session.exec(select(Alias).order_by(col(Alias.name))):
+            aliases.setdefault((a.model, a.version), []).append(a.name)
         if model is None:
             table = _table("model", "task", "classes", "versions", "champion")
             for row in session.exec(select(Model).order_by(col(Model.slug))):
@@ -41,14 +43,16 @@ def models(context: Context, model: str | None, console: Console) -> None:
             registry.get_model(session, model)
             table = _table("version", "name", "state", "alias", "MB", "made", "metrics")
             for version in session.exec(
-                select(ModelVersion).where(ModelVersion.model == model).order_by(col(ModelVersion.version))
+                select(ModelVersion)
+                .where(ModelVersion.model == model, ModelVersion.state != "deleted")
+                .order_by(col(ModelVersion.version))
             ):
                 numbers = {k: v for k, v in version.metrics.items() if isinstance(v, (int, float))}
                 table.add_row(
                     str(version.version),
                     version.name,
                     version.state,
-                    aliases.get((model, version.version), ""),
+                    ", ".join(aliases.get((model, version.version), [])),
                     f"{version.size_bytes / 1e6:.1f}",
                     _moment(version.created_at),
                     ", ".join(f"{k} {v:.3g}" for k, v in list(numbers.items())[:4]),

@@ -76,6 +76,40 @@ class Runtime:
         return scores, features
 
 
+class Foreign:
+    """A model as it came, whatever it takes and gives, on the CPU; opened only inside the child of `selftest`.
+
+    Attributes:
+        inputs, outputs: (name, element type, shape) each.
+    """
+
+    def __init__(self, onnx: bytes) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        try:
+            self._session = ort.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # as in Runtime
+            raise ModelError(f"model.onnx cannot be loaded: {_first_line(error)}") from error
+        self.inputs = [(i.name, i.type, list(i.shape)) for i in self._session.get_inputs()]
+        self.outputs = [(o.name, o.type, list(o.shape)) for o in self._session.get_outputs()]
+
+    def run(self, feed: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Every output by name.
+
+        Raises:
+            ModelError: the model failed, or answered with something that is no array of numbers.
+        """
+        try:
+            found = self._session.run(None, feed)
+        except Exception as error:  # as in Runtime
+            raise ModelError(f"the model failed: {_first_line(error)}") from error
+        for (name, kind, _), value in zip(self.outputs, found, strict=True):
+            if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub":
+                raise ModelError(f"output {name!r}: expected an array of numbers, found {kind}")
+        return {name: value for (name, _, _), value in zip(self.outputs, found, strict=True)}
+
+
 def choose_providers(wanted: list[str] | None) -> list[Any]:
     """Providers for a session, best first, the CPU always last.
 
@@ -111,16 +145,23 @@ def check_self_contained(onnx: bytes) -> None:
     try:
         model = onnx_library.load_model_from_string(onnx)
     except DecodeError as error:
-        raise ModelError("model.onnx: not an ONNX file") from error
-    for tensor in _tensors(model.graph):
+        raise ModelError("model.onnx: not an ONNX file, or cut off") from error
+    if not model.graph.node:
+        raise ModelError("model.onnx: not an ONNX file, or one without a single operator")
+    for tensor in [*_tensors(model.graph), *(t for f in model.functions for t in _of_nodes(f.node))]:
         if tensor.data_location == onnx_library.TensorProto.EXTERNAL or tensor.external_data:
             raise ModelError(
                 f"model.onnx: {tensor.name!r} lies in another file", hint="export with external_data=False"
             )
-    known = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}
-    foreign = {node.domain for node in model.graph.node} - known
+    local = {function.domain for function in model.functions}
+    known = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"} | local
+    foreign = {node.domain for graph in (model.graph, *model.functions) for node in _nodes(graph)} - known
     if foreign:
         raise ModelError(f"model.onnx: operators of unknown domains {sorted(foreign)}")
+    try:
+        onnx_library.checker.check_model(model)
+    except onnx_library.checker.ValidationError as error:
+        raise ModelError(f"model.onnx: {_first_line(error)}") from error
 
 
 def _tensors(graph: Any) -> Any:
@@ -128,15 +169,31 @@ def _tensors(graph: Any) -> Any:
     for sparse in graph.sparse_initializer:
         yield sparse.values
         yield sparse.indices
-    for node in graph.node:
+    yield from _of_nodes(graph.node)
+
+
+def _of_nodes(nodes: Any) -> Any:
+    """Every tensor that stands in an attribute, however deep."""
+    for node in nodes:
         for attribute in node.attribute:
             if attribute.HasField("t"):
                 yield attribute.t
             yield from attribute.tensors
+            for sparse in [attribute.sparse_tensor, *attribute.sparse_tensors]:
+                yield sparse.values
+                yield sparse.indices
             if attribute.HasField("g"):
                 yield from _tensors(attribute.g)
             for inner in attribute.graphs:
                 yield from _tensors(inner)
+
+
+def _nodes(graph: Any) -> Any:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
+                yield from _nodes(inner)
 
 
 def _first_line(error: Exception) -> str:

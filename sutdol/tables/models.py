@@ -29,7 +29,7 @@ class ModelVersion(SQLModel, table=True):
     version: int = Field(primary_key=True)
     name: str
     state: str = "candidate"
-    """candidate -> ready | refused. Only `ready` versions can be promoted."""
+    """candidate -> ready | refused -> deleted. Only `ready` versions can be promoted; of a deleted one only the row is left."""
     sha256: str
     """Of model.onnx."""
     size_bytes: int
@@ -38,11 +38,12 @@ class ModelVersion(SQLModel, table=True):
     run_id: str | None = Field(default=None, index=True)
     dataset_version_id: str | None = None
     parent_version: int | None = None
+    tags: dict[str, str] | None = json_column(nullable=True)
     created_at: float = Field(default_factory=now)
 
 
 class Alias(SQLModel, table=True):
-    """`champion`, `challenger`, `previous` of a model. Replicas follow `champion`."""
+    """`champion`, `challenger`, `previous` of a model, and those that people name. Replicas follow `champion`."""
 
     model: str = Field(primary_key=True, foreign_key="model.slug")
     name: str = Field(primary_key=True)

@@ -366,6 +366,7 @@ def upgrade() -> None:
     sa.Column('run_id', sqlmodel.sql.sqltypes.AutoString(), nullable=True),
     sa.Column('dataset_version_id', sqlmodel.sql.sqltypes.AutoString(), nullable=True),
     sa.Column('parent_version', sa.Integer(), nullable=True),
+    sa.Column('tags', sa.JSON(), nullable=True),
     sa.Column('created_at', sa.Float(), nullable=False),
     sa.ForeignKeyConstraint(['model'], ['model.slug'], ),
     sa.PrimaryKeyConstraint('model', 'version')
