@@ -24,6 +24,7 @@ from sutdol.demo import digits as worlds
 from sutdol.demo.checks import Check, at_least, at_most, show
 from sutdol.demo.stage import Overdue, Stage, View, swap_row
 from sutdol.demo.traffic import Sent
+from sutdol.errors import ModelError
 from sutdol.predictor import Predictor
 from sutdol.sampling import is_unfamiliar
 from sutdol.tables import Annotation, DatasetItem, DatasetVersion, Decision, LabelRow, LabelTask, PredictionRow
@@ -239,9 +240,14 @@ def _promises(stage: Stage, digits: worlds.Digits, changes: list[Change], killed
         at = float(swaps[version].data.get("published_at", at)) if version in swaps else at
         flying = sum(s.begun <= at <= s.ended for s in sent)
         checks.append(at_least(f"requests in flight at the swap to v{version}", flying, 4))
-    predictors = {row.version: Predictor.open(context.store, MODEL, row.version) for row in stage.versions()}
+    predictors: dict[int, Predictor] = {}
+    for row in stage.versions():
+        try:
+            predictors[row.version] = Predictor.open(context.store, MODEL, row.version)
+        except ModelError as error:
+            checks.append(Check(f"v{row.version} can be opened", str(error), False))
     clean = {v: _clean_accuracy(p, digits) for v, p in predictors.items()}
-    for change in changes:
+    for change in (c for c in changes if c.version in predictors):
         fair = [s for s in sent if s.world == change.world and s.status == 200 and s.label and s.source not in labelled]
         new = _right([s for s in fair if s.version == change.version and s.begun > change.swapped])
         checks += [
