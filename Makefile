@@ -4,7 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 STUDIO := .venv-label-studio
 BIN := $(VENV)/bin
-PYTEST := $(BIN)/python -m pytest
+# Half of the tests' time is waiting: two workers need little more than half of it (which tests go together: tests/conftest.py).
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 .PHONY: help setup demo test test-fast lint bench docs lock clean tools
 
