@@ -20,18 +20,29 @@ from litestar.openapi import OpenAPIConfig
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 import sutdol
-from serving import answers, openapi, operations, predict, problems, versions
+from serving import (
+    answers,
+    inference_operations,
+    inference_protocol,
+    openapi,
+    operations,
+    predict,
+    problems,
+    versions,
+)
 from serving.auth import Keyring
 from serving.bodies import Bodies
 from serving.engine import Engine
 from serving.log import LogWriter
 from serving.metrics import Metrics
 from serving.slots import Slots
+from serving.statistics import Statistics
 from sutdol.context import Context
 from sutdol.tables import new_id
 
-_ALLOWED_HEADERS = ["Authorization", "Content-Type", "X-Request-Id", "X-Request-Timeout"]
-_EXPOSED_HEADERS = ["X-Request-Id", "Retry-After"]
+_LENGTH = "Inference-Header-Content-Length"
+_ALLOWED_HEADERS = ["Authorization", "Content-Type", "X-Request-Id", "X-Request-Timeout", _LENGTH]
+_EXPOSED_HEADERS = ["X-Request-Id", "Retry-After", _LENGTH]
 
 
 def create_app(context: Context, routers: list[Router] | None = None) -> Litestar:
@@ -40,6 +51,7 @@ def create_app(context: Context, routers: list[Router] | None = None) -> Litesta
     metrics = Metrics()
     log = LogWriter(context.database, context.store, metrics)
     slots = Slots(context, metrics)
+    statistics = Statistics()
     engine = Engine(
         slots,
         log,
@@ -47,6 +59,7 @@ def create_app(context: Context, routers: list[Router] | None = None) -> Litesta
         compose=partial(answers.compose, metrics=metrics),
         threads=settings.inference_threads,
         limit=settings.queue_limit,
+        statistics=statistics,
     )
     keyring = Keyring(context.database)
     bodies = Bodies(settings.max_body_bytes)
@@ -85,6 +98,10 @@ def create_app(context: Context, routers: list[Router] | None = None) -> Litesta
             predict.build(context, slots, engine, log, keyring, bodies),
             operations.build(context, slots, engine, log, keyring, metrics),
             versions.build(context, keyring),
+            inference_protocol.build(
+                slots, engine, keyring, bodies, ready=partial(operations.in_the_way, slots, engine, log)
+            ),
+            inference_operations.build(context, slots, statistics, keyring, bodies),
             *(routers or []),
         ],
         middleware=[_timed],

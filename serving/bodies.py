@@ -195,7 +195,7 @@ def from_base64(text: str, name: str) -> bytes:
         raise InputError(f"{name}: expected base64, found something else: {error}") from None
 
 
-async def settled(ticket: Ticket, request: Request[Any, Any, Any]) -> bytes:
+async def settled(ticket: Ticket, request: Request[Any, Any, Any]) -> Any:
     """Wait for a ticket, and give it up when the client goes away.
 
     Raises:
@@ -211,8 +211,7 @@ async def settled(ticket: Ticket, request: Request[Any, Any, Any]) -> bytes:
 
     timer = ticket.loop.call_later(_WATCH_AFTER_S, lambda: watching.append(ticket.loop.create_task(watch())))
     try:
-        reply: bytes = await ticket.future
-        return reply
+        return await ticket.future
     except asyncio.CancelledError:
         if watching and watching[0].done():
             raise Cancelled("the client went away") from None

@@ -127,24 +127,8 @@ def build(context: Context, slots: Slots, engine: Engine, log: LogWriter, keyrin
         responses={503: ResponseSpec(Ready, generate_examples=False, description="Not ready; `problems` says why.")},
     )
     async def readyz() -> Response[Ready]:
-        state = slots.serving()
-        problems = []
-        if not slots.followed:
-            problems.append("models are being loaded")
-        if not slots.alive:
-            problems.append("nobody follows the registry any more")
-        if slots.database_error:
-            problems.append(f"database: {slots.database_error}")
-        if not log.alive:
-            problems.append("the log writer has stopped")
-        if log.error:
-            problems.append(f"log: {log.error}")
-        if not engine.alive:
-            problems.append("an inference thread has stopped")
-        for slug, about in state.items():
-            if about["champion"] is not None and about["version"] is None:
-                problems.append(f"{slug}: {about['error'] or 'it is being loaded'}")
-        ready = Ready(not problems, problems, slots.replica_id, state, engine.waiting, log.pending)
+        problems = in_the_way(slots, engine, log)
+        ready = Ready(not problems, problems, slots.replica_id, slots.serving(), engine.waiting, log.pending)
         return Response(ready, status_code=503 if problems else 200)
 
     @get("/metrics", summary="Prometheus metrics", tags=["operations"], operation_id="metrics", media_type="text/plain")
@@ -308,6 +292,27 @@ def build(context: Context, slots: Slots, engine: Engine, log: LogWriter, keyrin
         events,
     ]
     return Router("/", route_handlers=handlers)
+
+
+def in_the_way(slots: Slots, engine: Engine, log: LogWriter) -> list[str]:
+    """What keeps this replica from answering predictions; empty when it can."""
+    problems = []
+    if not slots.followed:
+        problems.append("models are being loaded")
+    if not slots.alive:
+        problems.append("nobody follows the registry any more")
+    if slots.database_error:
+        problems.append(f"database: {slots.database_error}")
+    if not log.alive:
+        problems.append("the log writer has stopped")
+    if log.error:
+        problems.append(f"log: {log.error}")
+    if not engine.alive:
+        problems.append("an inference thread has stopped")
+    for slug, about in slots.serving().items():
+        if about["champion"] is not None and about["version"] is None:
+            problems.append(f"{slug}: {about['error'] or 'it is being loaded'}")
+    return problems
 
 
 def _model_info(row: Model, aliases: Any, serving: dict[str, dict[str, Any]]) -> ModelInfo:

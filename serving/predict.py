@@ -13,24 +13,22 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import msgspec
 from litestar import Request, Response, Router, post
 from litestar.openapi.datastructures import ResponseSpec
-from litestar.openapi.spec import OpenAPIMediaType, Operation, RequestBody, Schema
-from litestar.openapi.spec.enums import OpenAPIFormat, OpenAPIType
 from litestar.params import HeaderParameter, QueryParameter
 
 from serving import problems
 from serving.answers import FORMATS, PLAIN, Ask, Corners, Reply
 from serving.auth import Keyring, needs
-from serving.bodies import FIELDS, MAX_IMAGES, Bodies, image_of, images_of, read_json, settled, while_connected
+from serving.bodies import Bodies, image_of, images_of, read_json, settled, while_connected
 from serving.engine import Engine, Item
 from serving.log import Entry, LogWriter
+from serving.schemas import BatchOperation, FeedbackOperation, PredictOperation
 from serving.slots import Slots
-from serving.tickets import Ticket
+from serving.tickets import Ticket, outcomes
 from sutdol.context import Context
 from sutdol.errors import InputError, NotFoundError, SutdolError
 from sutdol.tables import Feedback, Model, PredictionRow, new_id, now
@@ -88,67 +86,13 @@ class FeedbackReply(msgspec.Struct):
     prediction_id: str
 
 
-@dataclass
-class _PredictOperation(Operation):
-    def __post_init__(self) -> None:
-        binary = Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY)
-        form = Schema(type=OpenAPIType.OBJECT, properties=dict.fromkeys(FIELDS, binary), min_properties=1)
-        kinds = ("image/jpeg", "image/png", "image/webp", "image/gif", "application/octet-stream")
-        content = {kind: OpenAPIMediaType(schema=binary) for kind in kinds}
-        content["multipart/form-data"] = OpenAPIMediaType(schema=form)
-        self.request_body = RequestBody(content, description="One image.", required=True)
-
-
-@dataclass
-class _BatchOperation(Operation):
-    def __post_init__(self) -> None:
-        binary = Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY)
-        encoded = Schema(type=OpenAPIType.STRING, content_encoding="base64")
-        few = {"min_items": 1, "max_items": MAX_IMAGES}
-        form = Schema(
-            type=OpenAPIType.OBJECT,
-            properties={name: Schema(type=OpenAPIType.ARRAY, items=binary, **few) for name in FIELDS},  # type: ignore[arg-type]
-            min_properties=1,
-        )
-        listed = Schema(
-            type=OpenAPIType.OBJECT,
-            properties={"images": Schema(type=OpenAPIType.ARRAY, items=encoded, **few)},  # type: ignore[arg-type]
-            required=["images"],
-            additional_properties=False,
-        )
-        content = {"multipart/form-data": form, "application/json": listed}
-        self.request_body = RequestBody(
-            {kind: OpenAPIMediaType(schema=schema) for kind, schema in content.items()}, required=True
-        )
-
-
-@dataclass
-class _FeedbackOperation(Operation):
-    def __post_init__(self) -> None:
-        name = Schema(type=OpenAPIType.STRING)
-        corner = Schema(type=OpenAPIType.NUMBER)
-        corners = Schema(type=OpenAPIType.OBJECT, properties=dict.fromkeys(("x1", "y1", "x2", "y2"), corner))
-        box = Schema(type=OpenAPIType.OBJECT, properties={"name": name, "box": corners})
-        body = Schema(
-            type=OpenAPIType.OBJECT,
-            properties={
-                "class": name,
-                "classes": Schema(type=OpenAPIType.ARRAY, items=name),
-                "boxes": Schema(type=OpenAPIType.ARRAY, items=box),
-            },
-            min_properties=1,
-            max_properties=1,
-        )
-        self.request_body = RequestBody({"application/json": OpenAPIMediaType(schema=body)}, required=True)
-
-
 def build(context: Context, slots: Slots, engine: Engine, log: LogWriter, keyring: Keyring, bodies: Bodies) -> Router:
     """The routes of this file."""
 
     @post(
         "/v1/predict/{model:str}",
         guards=[needs(keyring, "predict")],
-        operation_class=_PredictOperation,
+        operation_class=PredictOperation,
         operation_id="predict",
         summary="Predict one image",
         status_code=200,
@@ -174,7 +118,7 @@ def build(context: Context, slots: Slots, engine: Engine, log: LogWriter, keyrin
     @post(
         "/v1/predict/{model:str}/batch",
         guards=[needs(keyring, "predict")],
-        operation_class=_BatchOperation,
+        operation_class=BatchOperation,
         operation_id="predict_batch",
         summary="Predict several images",
         status_code=200,
@@ -193,7 +137,8 @@ def build(context: Context, slots: Slots, engine: Engine, log: LogWriter, keyrin
         async with bodies.of(request) as body:
             images = await asyncio.to_thread(images_of, body, request.headers.get("content-type", ""))
             items = [Item(model, data, key_id, Ticket(), deadline, ask) for data in images]
-            entries = await while_connected(_entries(request, engine, items), request)
+            answers = await while_connected(outcomes(engine.submit, items, at_once=AT_ONCE), request)
+        entries = [_entry(request, answer) for answer in answers]
         status = 200 if all(entry.status == 200 for entry in entries) else 207
         return Response(  # type: ignore[return-value]
             msgspec.json.encode(BatchReply(entries)), media_type="application/json", status_code=status
@@ -202,7 +147,7 @@ def build(context: Context, slots: Slots, engine: Engine, log: LogWriter, keyrin
     @post(
         "/v1/predictions/{prediction_id:str}/feedback",
         guards=[needs(keyring, "predict")],
-        operation_class=_FeedbackOperation,
+        operation_class=FeedbackOperation,
         operation_id="feedback",
         summary="Say what the right answer was",
         tags=["predict"],
@@ -226,24 +171,11 @@ def build(context: Context, slots: Slots, engine: Engine, log: LogWriter, keyrin
     return Router("/", route_handlers=[predict, predict_batch, feedback])
 
 
-async def _entries(request: HttpRequest, engine: Engine, items: list[Item]) -> list[BatchEntry]:
-    """All answers in order, AT_ONCE of them in the queue at a time."""
-    turn = asyncio.Semaphore(AT_ONCE)
-
-    async def one(item: Item) -> BatchEntry:
-        async with turn:
-            try:
-                engine.submit(item)
-                return BatchEntry(200, msgspec.Raw(await item.ticket.future))
-            except SutdolError as error:
-                problem = problems.of(request, error)
-                return BatchEntry(problem.status, problem=problem)
-            finally:
-                item.ticket.future.cancel()
-
-    async with asyncio.TaskGroup() as group:
-        answers = [group.create_task(one(item)) for item in items]
-    return [task.result() for task in answers]
+def _entry(request: HttpRequest, outcome: Any) -> BatchEntry:
+    if isinstance(outcome, SutdolError):
+        problem = problems.of(request, outcome)
+        return BatchEntry(problem.status, problem=problem)
+    return BatchEntry(200, msgspec.Raw(outcome))
 
 
 def _deadline(timeout_s: float | None) -> float:

@@ -41,6 +41,8 @@ class Problem(msgspec.Struct, omit_defaults=True):
     """What to do about it."""
     incident: str | None = None
     """On 500 only: quote it to the operator."""
+    error: str | None = None
+    """Under /v2 only: the same text where clients of the Open Inference Protocol look for it."""
 
 
 def handlers() -> ExceptionHandlersMap:
@@ -48,8 +50,13 @@ def handlers() -> ExceptionHandlersMap:
     return {SutdolError: _expected, HTTPException: _from_litestar, Exception: _unexpected}
 
 
-def response(problem: Problem, headers: dict[str, str] | None = None) -> Response[bytes]:
-    """The problem as a response."""
+def response(
+    request: Request[Any, Any, Any], problem: Problem, headers: dict[str, str] | None = None
+) -> Response[bytes]:
+    """The problem as the answer to this request."""
+    path = request.url.path
+    if path == "/v2" or path.startswith("/v2/"):
+        problem.error = f"{problem.detail} ({problem.hint})" if problem.hint else problem.detail
     return Response(
         msgspec.json.encode(problem), status_code=problem.status, media_type=MEDIA_TYPE, headers=headers or {}
     )
@@ -70,7 +77,7 @@ def _expected(request: Request[Any, Any, Any], error: SutdolError) -> Response[b
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, BusyError):
         headers["Retry-After"] = str(error.retry_after_s)
-    return response(of(request, error), headers)
+    return response(request, of(request, error), headers)
 
 
 def _from_litestar(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
@@ -87,13 +94,15 @@ def _from_litestar(request: Request[Any, Any, Any], error: HTTPException) -> Res
             detail = f"{first.get('key', 'request')}: {first.get('message', detail)}"
     status = HTTPStatus(error.status_code)
     code = status.phrase.lower().replace(" ", "-")
-    return response(_problem(code, status, detail), dict(error.headers or {}))
+    return response(request, _problem(code, status, detail), dict(error.headers or {}))
 
 
 def _unexpected(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
     if isinstance(error, UnicodeDecodeError | RecursionError) and _while_reading_the_body(error):
-        return response(_problem("invalid-input", 400, "body: expected UTF-8 JSON that is not nested too deeply"))
-    return response(_incident(request, error))
+        return response(
+            request, _problem("invalid-input", 400, "body: expected UTF-8 JSON that is not nested too deeply")
+        )
+    return response(request, _incident(request, error))
 
 
 def _incident(request: Request[Any, Any, Any], error: Exception) -> Problem:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, TypeVar
+
+from sutdol.errors import SutdolError
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +23,14 @@ class Ticket:
         return self.future.done()
 
 
+class HasTicket(Protocol):
+    """Whatever is handed in for an answer."""
+
+    @property
+    def ticket(self) -> Ticket: ...
+
+
+Job = TypeVar("Job", bound=HasTicket)
 Outcome = tuple[Ticket, Any]
 """What the request gets: a reply, or an exception that it raises."""
 
@@ -36,6 +46,25 @@ def settle(outcomes: Iterable[Outcome]) -> None:
     for loop, theirs in by_loop.items():
         if not loop.is_closed():
             loop.call_soon_threadsafe(_settle, theirs)
+
+
+async def outcomes(submit: Callable[[Job], None], jobs: Sequence[Job], *, at_once: int) -> list[Any]:
+    """Submit many, `at_once` of them at a time; what each was settled with, in order, expected failures in their place."""
+    turn = asyncio.Semaphore(at_once)
+
+    async def one(job: Job) -> Any:
+        async with turn:
+            try:
+                submit(job)
+                return await job.ticket.future
+            except SutdolError as error:
+                return error
+            finally:
+                job.ticket.future.cancel()
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(one(job)) for job in jobs]
+    return [task.result() for task in tasks]
 
 
 def _settle(outcomes: list[Outcome]) -> None:
