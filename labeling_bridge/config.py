@@ -2,7 +2,8 @@
 
     task, classes -> XML with the constant names CLASSES_CONTROL / BOXES_CONTROL, OBJECT, `$image`, `$reason`
 
-A class keeps its colour and hotkey for ever, because both depend on its index alone and indices are never reused.
+A class keeps its colour and hotkey for ever, because both depend on its index alone and indices are never reused. A retired
+class is hidden, where Label Studio allows it (`project.ensure_project` asks).
 
 Errors: InputError for a class name that XML cannot carry.
 """
@@ -10,7 +11,8 @@ Errors: InputError for a class name that XML cannot carry.
 from __future__ import annotations
 
 import colorsys
-from xml.sax.saxutils import quoteattr
+from collections.abc import Collection
+from xml.sax.saxutils import escape, quoteattr
 
 from sutdol.errors import InputError
 from sutdol.types import Task
@@ -28,11 +30,12 @@ def control(task: Task) -> str:
     return BOXES_CONTROL if task == "detect" else CLASSES_CONTROL
 
 
-def label_config(task: Task, classes: list[str]) -> str:
+def label_config(task: Task, classes: list[str], *, hidden: Collection[str] = ()) -> str:
     """The label config of a model; equal input gives equal text, so a change is seen by comparing.
 
     Args:
         classes: in the order of the model's class list; at least one.
+        hidden: classes to leave out; the others keep colour and hotkey.
 
     Raises:
         InputError: no classes, an empty name, or a control character in one.
@@ -46,7 +49,7 @@ def label_config(task: Task, classes: list[str]) -> str:
         control_tag = "\n".join(
             [
                 f'  <RectangleLabels name="{BOXES_CONTROL}" toName="{OBJECT}" canRotate="false">',
-                *(f"    <Label value={quoteattr(c)}{_look(i)}/>" for i, c in enumerate(classes)),
+                *(f"    <Label value={quoteattr(c)}{_look(i)}/>" for i, c in enumerate(classes) if c not in hidden),
                 "  </RectangleLabels>",
             ]
         )
@@ -55,7 +58,7 @@ def label_config(task: Task, classes: list[str]) -> str:
         control_tag = "\n".join(
             [
                 f'  <Choices name="{CLASSES_CONTROL}" toName="{OBJECT}" choice="{choice}" showInLine="true">',
-                *(f"    <Choice value={quoteattr(c)}{_look(i)}/>" for i, c in enumerate(classes)),
+                *(f"    <Choice value={quoteattr(c)}{_look(i)}/>" for i, c in enumerate(classes) if c not in hidden),
                 "  </Choices>",
             ]
         )
@@ -65,6 +68,26 @@ def label_config(task: Task, classes: list[str]) -> str:
         f'  <Image name="{OBJECT}" value="$image" zoom="true"/>\n'
         f"{control_tag}\n"
         "</View>"
+    )
+
+
+_ASK = {
+    "classify": "Choose the one class that fits the image.",
+    "multilabel": "Choose every class that fits the image.",
+    "detect": "Draw a box around every object, each as tight as you can. No object: submit without a box, that is an answer.",
+}
+
+
+def instructions(task: Task, classes: list[str], *, hidden: Collection[str] = ()) -> str:
+    """What the project says to labelers, as HTML: what to do, which key is which class, what the header means."""
+    keys = ", ".join(
+        f"<b>{HOTKEYS[i]}</b> {escape(c)}" for i, c in enumerate(classes) if c not in hidden and i < len(HOTKEYS)
+    )
+    return (
+        f"<p>{_ASK[task]}</p>\n<p>Keys: {keys}.</p>\n"
+        "<p>The line above the image says why you are asked. Where an answer is filled in, it is the model's: correct what is "
+        "wrong. Some tasks show none on purpose.</p>\n"
+        "<p>Skip what nobody could say; after some people have skipped it, nobody is asked again.</p>"
     )
 
 

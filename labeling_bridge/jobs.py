@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from labeling_bridge.push import push
+from labeling_bridge.quality import quality
 from labeling_bridge.read import read
+from labeling_bridge.reask import reask
 from labeling_bridge.refresh import refresh
 from labeling_bridge.sweep import sweep
 from labeling_bridge.window import window
@@ -13,6 +15,9 @@ HANDLERS: dict[str, Handler] = {
     "bridge.window": window,
     "bridge.push": push,
     "bridge.read": read,
+    "bridge.hint": read,
     "bridge.sweep": sweep,
     "bridge.refresh": refresh,
+    "bridge.reask": reask,
+    "bridge.quality": quality,
 }

@@ -27,7 +27,7 @@ class Answer:
     updated_at: str
     annotator: int | None
     state: str
-    """valid | skipped | deleted | invalid"""
+    """valid | skipped | deleted | invalid | empty"""
     ground_truth: bool = False
     label: Label | None = None
 
@@ -40,12 +40,17 @@ class Resolution:
     label: Label | None = None
 
 
-def resolve(answers: list[Answer]) -> Resolution:
+def resolve(answers: list[Answer], *, wanted: int = 1, unlabelable_after: int = UNLABELABLE_AFTER) -> Resolution:
     """One verdict over all annotations of a task.
 
     The newest annotation marked as ground truth wins. Else each annotator counts once, with the newest valid annotation; a
-    strict majority that says the same wins, otherwise the task is in conflict and is never trained on. Without valid
-    annotations, skips decide; without those it is still open.
+    strict majority that says the same wins as soon as `wanted` people have answered, otherwise the task is in conflict and
+    is never trained on. Without valid annotations one outside the classes is a conflict too (with the class list); then
+    skips decide, and without those the task is still open.
+
+    Args:
+        wanted: people who must have answered.
+        unlabelable_after: different people who skipped before nobody is asked any more.
     """
     valid = sorted((a for a in answers if a.state == "valid"), key=_age)
     truths = [a for a in valid if a.ground_truth]
@@ -58,10 +63,13 @@ def resolve(answers: list[Answer]) -> Resolution:
             assert answer.label is not None
             agreeing = sum(1 for other in newest if other.label is not None and same(answer.label, other.label))
             if 2 * agreeing > len(newest):
-                return Resolution("annotated", answer.label)
+                enough = len(newest) >= wanted
+                return Resolution("annotated", answer.label) if enough else Resolution("in_studio")
+        return Resolution("conflict")
+    if any(a.state == "invalid" for a in answers):
         return Resolution("conflict")
     skippers = {a.annotator for a in answers if a.state == "skipped"}
-    if len(skippers) >= UNLABELABLE_AFTER:
+    if len(skippers) >= unlabelable_after:
         return Resolution("unlabelable")
     return Resolution("skipped") if skippers else Resolution("in_studio")
 

@@ -16,7 +16,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlmodel import Session, col, select
 
-from labeling_bridge.config import label_config
+from labeling_bridge.config import instructions, label_config
 from labeling_bridge.convert import results_of
 from labeling_bridge.studio import Studio, StudioTask
 from sutdol import jobs, keys
@@ -33,6 +33,8 @@ PATIENCE_S = LEASE_S + 30.0
 """How long to wait for another writer: longer than a killed one is waited for."""
 LOOK_S = 0.25
 UNANSWERED = ("in_studio", "skipped", "conflict", "unlabelable")
+TOP_SCORE = -1.0
+"""Of a task in conflict: before everything else, because one answer settles what two people have worked on."""
 
 
 @contextmanager
@@ -68,7 +70,7 @@ def version_name(model: str, version: int) -> str:
 def ensure_project(running: Running, studio: Studio, model: Model) -> StudioProject:
     """The model's project as it should be: made when it is missing, its label config brought up to date.
 
-    A project that somebody deleted is made again; its unanswered tasks go back to `queued`.
+    A project that somebody deleted is made again; all its tasks go back to `queued`, and `push` puts their answers back too.
 
     Raises:
         StudioError: Label Studio is not there, or refuses the label config.
@@ -79,25 +81,31 @@ def ensure_project(running: Running, studio: Studio, model: Model) -> StudioProj
         with running.commit() as session:
             _forget(session, row)
         row = None
-    wanted = label_config(model.task, model.classes)  # type: ignore[arg-type]
+    wanted = wanted_config(model)
     if row is None:
         description = project_description(model.slug)
         project_id = studio.find_project(description)
         made = project_id is None
         if project_id is None:
-            project_id = studio.create_project(model.slug, description, wanted)
+            people = running.context.settings.annotators_per_task
+            told = instructions(model.task, model.classes, hidden=model.retired or ())  # type: ignore[arg-type]
+            project_id = studio.create_project(model.slug, description, wanted, annotators=people, instructions=told)
         row = StudioProject(model=model.slug, project_id=project_id, label_config=wanted if made else "")
         with running.commit() as session:
             upsert(session, row, keys=["model"], update=["project_id", "label_config", "model_version", "cursor"])
         dress(running, studio, row)  # tasks follow at once
     if row.label_config != wanted:
         problem = studio.config_problem(row.project_id, wanted)
+        if problem and model.retired:
+            wanted = label_config(model.task, model.classes)  # type: ignore[arg-type]
+            problem = studio.config_problem(row.project_id, wanted)
         if problem:
             raise StudioError(
                 f"Label Studio refuses the label config of {model.slug}: {problem}",
                 hint="somebody changed the project's labels there; put them back",
             )
-        studio.set_label_config(row.project_id, wanted)
+        told = instructions(model.task, model.classes, hidden=model.retired or ())  # type: ignore[arg-type]
+        studio.set_label_config(row.project_id, wanted, told)
         row.label_config = wanted
         save(running, row, "label_config")
     return row
@@ -107,9 +115,14 @@ def known_project(running: Running, studio: Studio, model: Model) -> StudioProje
     """The model's project without asking Label Studio whether it is still there; `ensure_project` when something is to do."""
     with running.context.database.read() as session:
         row = session.get(StudioProject, model.slug)
-    if row is not None and row.label_config == label_config(model.task, model.classes):  # type: ignore[arg-type]
+    if row is not None and row.label_config == wanted_config(model):
         return row
     return ensure_project(running, studio, model)
+
+
+def wanted_config(model: Model) -> str:
+    """The label config as it should be; where retired classes have annotations there, Label Studio gets them all."""
+    return label_config(model.task, model.classes, hidden=model.retired or ())  # type: ignore[arg-type]
 
 
 def dress(running: Running, studio: Studio, row: StudioProject) -> None:
@@ -142,7 +155,7 @@ def task_body(context: Context, task: LabelTask, sample: Sample, model: Model) -
         "image": image_url(context, task.sample_id),
         "sample_id": task.sample_id,
         "reason": task.reason or task.arm,
-        "arm": task.arm,
+        "arm": "drawn" if task.arm == "gold" else task.arm,  # people must not see that it is about them
     }
     return {"data": data, "predictions": [prediction_body(task, sample, model)]}
 
@@ -164,7 +177,7 @@ def prediction_body(task: LabelTask, sample: Sample, model: Model) -> dict[str, 
     )
     return {
         "model_version": version_name(task.model, task.version),
-        "score": 1 - task.priority,
+        "score": TOP_SCORE if task.state == "conflict" else 1 - task.priority,
         "result": results,
     }
 
@@ -187,19 +200,19 @@ def samples_of(session: Session, tasks: list[LabelTask]) -> dict[str, Sample]:
 
 
 def _forget(session: Session, row: StudioProject) -> None:
-    """The project is gone: what was answered stays ours, everything else is sent again."""
+    """The project is gone: what was answered stays ours, and everything is sent again, with its answers."""
     lost = session.execute(
         sa.update(LabelTask)
         .where(
             col(LabelTask.model) == row.model,
             col(LabelTask.project_id) == row.project_id,
-            col(LabelTask.state).in_(UNANSWERED),
+            col(LabelTask.state).in_((*UNANSWERED, "annotated")),
         )
-        .values(state="queued", project_id=None, studio_task_id=None, not_before=0.0)
+        .values(state="queued", project_id=None, studio_task_id=None, not_before=0.0, overlap=1)
         .returning(col(LabelTask.id))
     ).all()
     session.execute(sa.delete(StudioProject).where(col(StudioProject.model) == row.model))
-    text = f"the project of {row.model} was deleted in Label Studio; it is made again with {len(lost)} open tasks"
+    text = f"the project of {row.model} was deleted in Label Studio; it is made again with {len(lost)} tasks"
     tell(session, "bridge.project-lost", text, model=row.model, project_id=row.project_id)
     if lost:
         jobs.send(session, "bridge.push", {"model": row.model}, unique_key=f"bridge.push:{row.model}")

@@ -1,7 +1,11 @@
 """Job `bridge.push`: queued tasks -> Label Studio, each exactly once.
 
-    queued (<= 50) -> scored again if the champion has changed since -> look up by sample_id -> import what is missing
-       -> look up again -> repair lost predictions -> delete unanswered duplicates -> in_studio -> shown (`model_version`)
+    queued (<= 50), gold tasks among them -> scored again if the champion has changed since -> look up by sample_id
+       -> import what is missing -> look up again -> repair lost predictions -> delete unanswered duplicates -> in_studio
+       -> shown (`model_version`)
+
+A task that was answered before it vanished (with its project, or by itself) goes out with its answers, under the names of
+those who gave them, and is `annotated` again at once.
 
 With nothing to push, nothing is asked of Label Studio.
 
@@ -16,10 +20,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import sqlalchemy as sa
 from sqlalchemy import func
 from sqlmodel import Session, col, select
 
+from labeling_bridge import gold
+from labeling_bridge.account import UnknownOutcome
+from labeling_bridge.convert import label_results
 from labeling_bridge.project import (
     UNANSWERED,
     ensure_project,
@@ -32,14 +40,16 @@ from labeling_bridge.project import (
     version_name,
     writing,
 )
+from labeling_bridge.read import newest_of
 from labeling_bridge.rescore import SCORED, rescore
-from labeling_bridge.studio import Studio, StudioTask, UnknownOutcome
+from labeling_bridge.studio import Studio, StudioTask
 from sutdol import jobs, registry
 from sutdol.errors import StudioError
 from sutdol.events import tell
 from sutdol.jobs import Running
 from sutdol.predictor import Predictor
 from sutdol.tables import LabelTask, Model, Sample, StudioProject, now
+from sutdol.types import Label
 
 BATCH = 50
 QUARANTINE_S = 30.0
@@ -71,10 +81,10 @@ def push_model(running: Running, studio: Studio, slug: str) -> int:
         predictor: Predictor | None = None
         while ours():
             running.check_cancelled()
+            batch = _next_batch(running, slug)
             with context.database.read() as session:
                 model = registry.get_model(session, slug)
                 champion = registry.alias(session, slug, "champion")
-                batch = next_to_push(session, slug, context.settings.max_open_tasks)
                 samples = samples_of(session, batch)
             if not batch:
                 break
@@ -147,6 +157,22 @@ def next_to_push(session: Session, model: str, max_open: int) -> list[LabelTask]
     return list(session.exec(ready.limit(max(min(BATCH, max_open - in_studio), 0))))
 
 
+def _next_batch(running: Running, slug: str) -> list[LabelTask]:
+    """The next rows, gold tasks mixed in; whether a row is blind is decided here, before it goes out for the first time."""
+    settings = running.context.settings
+    with running.context.database.read() as session:
+        if not next_to_push(session, slug, settings.max_open_tasks):
+            return []
+    with running.commit() as session:
+        gold.top_up(session, slug, settings.gold_share)
+        session.flush()
+        batch = next_to_push(session, slug, settings.max_open_tasks)
+        for row in batch:
+            row.blind = row.blind or gold.blind_by_chance(slug, row.sample_id, settings.blind_share)
+            session.add(row)
+    return batch
+
+
 def _rescore(running: Running, predictor: Predictor, batch: list[LabelTask]) -> list[LabelTask]:
     """The batch as the champion sees it. Scored by another version, it would stand last and without a pre-annotation.
 
@@ -181,15 +207,20 @@ def _push_batch(
 ) -> int:
     context, project_id = running.context, project.project_id
     sample_ids = [task.sample_id for task in batch]
+    with context.database.read() as session:
+        answers = {t.sample_id: earlier_answers(session, t, model, samples[t.sample_id]) for t in batch}
     found = by_sample(studio.find(project_id, sample_ids))
     missing = [task for task in batch if task.sample_id not in found]
     if missing:
         bodies = [task_body(context, task, samples[task.sample_id], model) for task in missing]
+        for body in bodies:
+            body["annotations"] = answers[body["data"]["sample_id"]]
         studio.import_tasks(project_id, bodies)
         if _is_empty(running, model.slug):
             studio.ensure_view(project_id)  # Label Studio deletes all tabs with the last task
         found = by_sample(studio.find(project_id, sample_ids))
     repair_predictions(studio, project_id, batch, found, samples, model)
+    _repair_answers(studio, found, answers)
     remove_duplicates(studio, project_id, found)
     answered: list[int] = []
     with running.commit() as session:
@@ -202,12 +233,48 @@ def _push_batch(
             else:
                 kept = keeper(found[task.sample_id])
                 row.state, row.project_id, row.studio_task_id = "in_studio", project_id, kept.id
-                row.pushed_at, row.not_before = now(), 0.0
-                answered += [kept.id] if kept.answered else []
+                row.pushed_at, row.not_before, row.overlap = now(), 0.0, context.settings.annotators_per_task
+                answered += [kept.id] if kept.answered or answers[task.sample_id] else []
             session.add(row)
         if answered:
             jobs.send(session, "bridge.read", {"model": model.slug, "studio_task_ids": answered})
     return sum(1 for task in batch if task.sample_id in found)
+
+
+def earlier_answers(session: Session, row: LabelTask, model: Model, sample: Sample) -> list[dict[str, Any]]:
+    """The annotations that a task had where it is no longer, as Label Studio imports them; empty for most."""
+    if row.pushed_at is None:
+        return []
+    found = []
+    newest = newest_of(session, row.id).values()
+    last = max((r.project_id for r in newest), default=0)
+    for revision in newest:
+        if revision.project_id != last or revision.state not in ("valid", "skipped"):
+            continue
+        label = msgspec.convert(revision.value, Label) if revision.value is not None else None
+        size = {"width_px": sample.width_px, "height_px": sample.height_px}
+        found.append(
+            {
+                "id": revision.annotation_id,
+                "completed_by": revision.annotator,
+                "result": label_results(label, model.task, **size) if label else [],  # type: ignore[arg-type]
+                "was_cancelled": revision.state == "skipped",
+                "ground_truth": revision.ground_truth,  # Label Studio takes an import for ground truth unless told so
+                "lead_time": revision.lead_time_s,
+            }
+        )
+    return found
+
+
+def _repair_answers(
+    studio: Studio, found: dict[str, list[StudioTask]], answers: dict[str, list[dict[str, Any]]]
+) -> None:
+    """Put answers back that an import lost (on SQLite it may, as it may its predictions)."""
+    for sample_id, tasks in found.items():
+        task = keeper(tasks)
+        if not task.answered:
+            for answer in answers.get(sample_id, []):
+                studio.submit(task.id, {name: value for name, value in answer.items() if name != "id"})
 
 
 def _is_empty(running: Running, slug: str) -> bool:

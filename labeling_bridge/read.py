@@ -1,4 +1,4 @@
-"""Job `bridge.read`: what people answered -> revisions, states, labels.
+"""Jobs `bridge.read` and `bridge.hint`: what people answered -> revisions, states, labels.
 
     hint {"model", "studio_task_ids"} ------------------------------------+-> whole tasks -> absorb
     poll {} -> ids of tasks changed since the cursor -> not read as such -+      -> annotation (append-only) -> resolve -> label
@@ -9,10 +9,13 @@ stamped before it is committed; it is complete but for deleted tasks, which the 
 reads whole only those whose `updated_at` is not the one read before; and each once more SETTLE_S after that, because Label
 Studio stores an annotation, the counts and the stamp in separate transactions and the first reading may have come between.
 
-Known gap: an answer outside the schema or an empty choice is kept as an `invalid` revision and its task stays `in_studio`,
-although Label Studio asks nobody again: each takes one of the `max_open_tasks` places for ever. A task in `conflict` takes
-none, but is not asked again either. Both wait until somebody mends the annotation in Label Studio; deleting the task would
-ask again, but lose what the person did. Its size: one place per empty submit (on classification) or foreign region.
+What nobody can be believed about is asked again by `bridge.reask`, sent in the same transaction: answers that contradict each
+other, or hold something outside the classes (`conflict`: one more person), and annotations that say nothing (`empty`).
+
+A hint names the task; what it says about the annotation is kept beside it and counts only when Label Studio can no longer be
+asked, because the task or its project was deleted between our answer to the hint and our reading. That is why the job of a
+hint has many attempts, unlike a poll, which the next one replaces. Whoever knows the hint's
+secret is a user of Label Studio and could have submitted the same.
 
 Errors: StudioError when Label Studio is not there; nothing is half-written, the cursor moves only after a whole pass.
 """
@@ -20,6 +23,7 @@ Errors: StudioError when Label Studio is not there; nothing is half-written, the
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any
@@ -35,18 +39,20 @@ from labeling_bridge.studio import Studio, StudioTask
 from sutdol import jobs, registry
 from sutdol.db import upsert
 from sutdol.errors import InputError, StudioError
+from sutdol.events import tell
 from sutdol.jobs import Running
 from sutdol.tables import Annotation, LabelRow, LabelTask, Model, Sample, StudioProject, now
 from sutdol.types import Label
 
 OVERLAP_S = 300.0
 SETTLE_S = 10.0
+QUALITY_DELAY_S = 10.0
 _AT_ONCE = 50
 """Tasks absorbed in one transaction."""
 
 
 def read(running: Running) -> dict[str, Any]:
-    """Payload {} polls all projects; {"model": slug} one; with "studio_task_ids" only those tasks.
+    """Payload {} polls all projects; {"model": slug} one; with "studio_task_ids" only those tasks ("hinted": see `routes`).
 
     Returns how many labels changed, by model.
     """
@@ -61,8 +67,7 @@ def read(running: Running) -> dict[str, Any]:
         with Studio.open(running.context) as studio:
             for project in projects:
                 if "studio_task_ids" in payload:
-                    found = studio.whole(project.project_id, payload["studio_task_ids"])
-                    changed[project.model] = absorb_all(running, project, found)
+                    changed[project.model] = _read_hinted(running, studio, project, payload)
                 else:
                     changed[project.model] = _poll(running, studio, project)
     return {"labels": changed}
@@ -87,33 +92,55 @@ def absorb_all(running: Running, project: StudioProject, tasks: Iterable[StudioT
         running.check_cancelled()
         with running.commit() as session:
             # One reader at a time per project, where rows can be locked: the rotation of splits counts rows.
-            session.exec(select(StudioProject).where(StudioProject.model == project.model).with_for_update()).one()
+            session.exec(select(StudioProject).where(StudioProject.model == project.model).with_for_update()).first()
             model = registry.get_model(session, project.model)
-            new = sum(absorb(session, model, project.project_id, task) for task in batch)
-            if new:
-                payload = {"model": model.slug}
-                jobs.send(session, "retrain.trigger", payload, unique_key=f"retrain.trigger:{model.slug}")
-        changed += new
+            rules = Rules(
+                running.context.settings.unlabelable_after_skips, running.context.settings.annotators_per_task
+            )
+            news = [absorb(session, model, project.project_id, task, rules) for task in batch]
+            _follow_up(session, model.slug, news)
+        changed += sum(n.label_changed for n in news)
     return changed
 
 
-def absorb(session: Session, model: Model, project_id: int, task: StudioTask) -> bool:
-    """Take in one task as Label Studio has it; whether the label of its sample changed. Tasks of others are left alone."""
+@dataclass(frozen=True)
+class Rules:
+    """Settings that decide what answers amount to; see `labels.resolve`."""
+
+    unlabelable_after: int = 2
+    wanted: int = 1
+
+
+@dataclass
+class News:
+    """What one task brought."""
+
+    label_changed: bool = False
+    ask_again: bool = False
+    revised: bool = False
+    problems: list[str] = field(default_factory=list)
+    """Of revisions not seen before that cannot be believed."""
+
+
+def absorb(session: Session, model: Model, project_id: int, task: StudioTask, rules: Rules) -> News:
+    """Take in one task as Label Studio has it. Tasks of others are left alone."""
+    news = News()
     row = session.exec(
         select(LabelTask).where(LabelTask.model == model.slug, LabelTask.sample_id == task.sample_id)
     ).first()
     if row is None or (sample := session.get(Sample, row.sample_id)) is None:
-        return False
+        return news
     if row.studio_task_id == task.id:
         _note_reading(row, task)
         session.add(row)
-    revisions = _newest(session, row.id)
+    revisions = newest_of(session, row.id)
     for found in task.annotations:
         revision = _revision(found, row.id, project_id, task.id, model, sample)
         key = (project_id, revision.annotation_id)
         if key not in revisions or revisions[key].updated_at < revision.updated_at:
             upsert(session, revision, keys=["project_id", "annotation_id", "updated_at"], update=[])
-            revisions[key] = revision
+            revisions[key], news.revised = revision, True
+            news.problems += [revision.problem] if revision.problem else []
     present = {int(found["id"]) for found in task.annotations}
     for key, known in revisions.items():
         mine = key[0] == project_id and known.studio_task_id == task.id
@@ -134,10 +161,60 @@ def absorb(session: Session, model: Model, project_id: int, task: StudioTask) ->
             revisions[key] = gone
     session.flush()
     if not revisions:
-        return False
+        return news
     if row.studio_task_id is None:
         row.project_id, row.studio_task_id = project_id, task.id
-    return _settle(session, row, resolve([_answer(r) for r in revisions.values()]))
+    here = [r for r in revisions.values() if r.project_id == row.project_id] or list(revisions.values())
+    answers = [_answer(r) for r in here]
+    resolution = resolve(answers, wanted=rules.wanted, unlabelable_after=rules.unlabelable_after)
+    news.label_changed = _settle(session, row, resolution)
+    news.ask_again = row.state == "conflict" or any(r.state == "empty" for r in here)
+    return news
+
+
+def _follow_up(session: Session, slug: str, news: list[News]) -> None:
+    """What is to be done about a batch, sent in the transaction that took it in."""
+    if any(n.label_changed for n in news):
+        jobs.send(session, "retrain.trigger", {"model": slug}, unique_key=f"retrain.trigger:{slug}")
+    if any(n.revised for n in news):
+        key = f"bridge.quality:{slug}"
+        jobs.send(session, "bridge.quality", {"model": slug}, unique_key=key, delay_s=QUALITY_DELAY_S)
+    if any(n.ask_again for n in news):
+        jobs.send(session, "bridge.reask", {"model": slug}, unique_key=f"bridge.reask:{slug}")
+    problems = [problem for n in news for problem in n.problems]
+    if problems:
+        text = f"{len(problems)} annotations of {slug} cannot be believed and are asked again; the first: {problems[0]}"
+        tell(session, "bridge.unbelievable", text, model=slug, problems=problems[:20])
+
+
+def _read_hinted(running: Running, studio: Studio, project: StudioProject, payload: dict[str, Any]) -> int:
+    """Read the tasks of a hint; what is no longer in Label Studio is taken from the hint itself."""
+    wanted = set(payload["studio_task_ids"])
+    hinted = msgspec.convert(payload.get("hinted", []), list[StudioTask], strict=False)
+    found: dict[int, StudioTask] = {}
+    if payload.get("project_id", project.project_id) == project.project_id:
+        try:
+            found = {task.id: task for task in studio.whole(project.project_id, wanted)}
+        except StudioError:
+            if studio.project(project.project_id) is not None:
+                raise
+            _send_sweep(running, project.model)
+    gone = [task for task in hinted if task.id not in found]
+    # An annotation that was taken back before we came is known to have been there.
+    taken_back = [
+        task
+        for task in hinted
+        if task.id in found
+        and {a["id"] for a in task.annotations}.isdisjoint(a["id"] for a in found[task.id].annotations)
+        and all(a.get("updated_at", "~") < found[task.id].updated_at for a in task.annotations)
+    ]
+    changed = absorb_all(running, project, [*taken_back, *found.values()])
+    if gone:
+        was = StudioProject(
+            model=project.model, project_id=payload.get("project_id", project.project_id), label_config=""
+        )
+        changed += absorb_all(running, was, gone)
+    return changed
 
 
 def _stamp(task_id: int, updated_at: str) -> str:
@@ -154,7 +231,15 @@ def _note_reading(row: LabelTask, task: StudioTask) -> None:
 
 
 def _settle(session: Session, row: LabelTask, resolution: Resolution) -> bool:
-    """Make the task's state and the sample's label say what was resolved; whether the label changed."""
+    """Make the task's state and the sample's label say what was resolved; whether the label changed.
+
+    A gold task's answer is known: it measures people and changes no label.
+    """
+    if row.arm == "gold":
+        row.state = resolution.state
+        row.answered_at = (row.answered_at or now()) if resolution.label is not None else None
+        session.add(row)
+        return False
     label = session.get(LabelRow, (row.model, row.sample_id))
     if resolution.label is None:
         if row.state != "withdrawn" and (row.state, resolution.state) != ("queued", "in_studio"):
@@ -196,7 +281,7 @@ def _next_split(session: Session, row: LabelTask) -> str:
     return split_for(row.arm, session.exec(given).one())
 
 
-def _newest(session: Session, label_task_id: str) -> dict[tuple[int, int], Annotation]:
+def newest_of(session: Session, label_task_id: str) -> dict[tuple[int, int], Annotation]:
     """The newest known revision of every annotation of a task (`deleted:` sorts after every date)."""
     rows = session.exec(
         select(Annotation).where(Annotation.label_task_id == label_task_id).order_by(col(Annotation.updated_at))
@@ -218,7 +303,7 @@ def _revision(
         and found.get("updated_by") is None
         and found.get("lead_time") is None
     ):
-        state, problem = "invalid", "made from a pre-annotation by a menu action, nobody looked at it"
+        state, problem = "empty", "made from a pre-annotation by a menu action, nobody looked at it"
     else:
         try:
             label = label_of(
@@ -230,7 +315,8 @@ def _revision(
             )
             state, value = "valid", msgspec.to_builtins(label)
         except InputError as error:
-            state, problem = "invalid", error.message
+            said_nothing = model.task != "detect" and not any(_chosen(result) for result in results)
+            state, problem = "empty" if said_nothing else "invalid", error.message
     by = found.get("completed_by")
     return Annotation(
         project_id=project_id,
@@ -245,7 +331,13 @@ def _revision(
         ground_truth=bool(found.get("ground_truth")),
         origins=[str(r.get("origin", "manual")) for r in results if isinstance(r, dict)],
         lead_time_s=found.get("lead_time"),
+        restored=found.get("import_id") is not None and found.get("updated_by") is None,
     )
+
+
+def _chosen(result: Any) -> bool:
+    """Whether a region holds an answer at all, of whatever kind."""
+    return not isinstance(result, dict) or result.get("value") not in ({}, {"choices": []}, None)
 
 
 def _answer(row: Annotation) -> Answer:
@@ -261,9 +353,7 @@ def _poll(running: Running, studio: Studio, project: StudioProject) -> int:
     except StudioError:
         if studio.project(project.project_id) is not None:
             raise
-        with running.commit() as session:
-            payload = {"model": project.model}
-            jobs.send(session, "bridge.sweep", payload, unique_key=f"bridge.sweep:{project.model}")
+        _send_sweep(running, project.model)
         return 0
     newest = max(stamps.values(), default="")
     if newest > project.cursor:
@@ -273,6 +363,12 @@ def _poll(running: Running, studio: Studio, project: StudioProject) -> int:
                 row.cursor = max(row.cursor, newest)
                 session.add(row)
     return changed
+
+
+def _send_sweep(running: Running, slug: str) -> None:
+    """The project is gone; the sweep makes it again."""
+    with running.commit() as session:
+        jobs.send(session, "bridge.sweep", {"model": slug}, unique_key=f"bridge.sweep:{slug}")
 
 
 def _settled(running: Running, model: str, stamps: dict[int, str]) -> set[int]:

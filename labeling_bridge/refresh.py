@@ -33,6 +33,9 @@ from sutdol.jobs import Running
 from sutdol.predictor import Predictor
 from sutdol.tables import LabelTask, Model, StudioProject
 
+OPEN = ("in_studio", "conflict")
+"""States of which another answer is wanted."""
+
 
 def refresh(running: Running) -> dict[str, Any]:
     """Payload {"model", "version"}. Stops when that version is no longer the champion: another refresh is coming."""
@@ -75,7 +78,7 @@ def refresh(running: Running) -> dict[str, Any]:
 
 def _take(session: Session, model: str, version: int, without: set[str]) -> list[LabelTask]:
     statement = select(LabelTask).where(
-        LabelTask.model == model, LabelTask.state == "in_studio", LabelTask.version != version
+        LabelTask.model == model, col(LabelTask.state).in_(OPEN), LabelTask.version != version
     )
     statement = statement.order_by(col(LabelTask.priority).desc(), col(LabelTask.id)).limit(BATCH + len(without))
     return [row for row in session.exec(statement) if row.id not in without][:BATCH]
@@ -94,7 +97,10 @@ def _replace(
         return 0, 0, left
     wanted = [row.studio_task_id for row in [*verdict.scored, *verdict.certain] if row.studio_task_id is not None]
     # Answered or deleted ones are left to `read` and `sweep`.
-    present = {task.id: task for task in studio.whole(project.project_id, wanted) if not task.answered}
+    contested = {row.studio_task_id for row in everything if row.state == "conflict"}
+    present = {
+        task.id: task for task in studio.whole(project.project_id, wanted) if not task.answered or task.id in contested
+    }
     certain = {row.studio_task_id: row for row in verdict.certain if row.studio_task_id in present}
     gone = studio.delete_unanswered(project.project_id, [task_id for task_id in certain if task_id is not None])
     imports: list[dict[str, Any]] = []
@@ -114,7 +120,7 @@ def _replace(
         for row in [*scored, *withdrawn]:
             left.discard(row.id)
             fresh = session.get_one(LabelTask, row.id)
-            if fresh.state != "in_studio":
+            if fresh.state != row.state:
                 continue  # somebody answered meanwhile, and that counts
             if row.studio_task_id in gone:
                 fresh.state = "withdrawn"

@@ -54,7 +54,7 @@ def rescore(store: Store, predictor: Predictor, rows: list[LabelTask]) -> Rescor
             "boxes": msgspec.to_builtins(prediction.boxes),
         }
         row.version = predictor.version
-        if row.arm != "drawn":  # their order depends on time alone
+        if row.arm not in KEPT_ARMS:  # the order of `drawn` depends on time alone, and gold tasks hide among them
             row.priority = sampling.priority(prediction, predictor.manifest)
         row.uncertainty, row.ood_score = 1.0 - prediction.margin, prediction.ood_score
         found.scored.append(row)
@@ -63,6 +63,6 @@ def rescore(store: Store, predictor: Predictor, rows: list[LabelTask]) -> Rescor
 
 def withdrawable(task: LabelTask, prediction: Prediction, manifest: Manifest) -> bool:
     """Whether a label of this task would no longer teach the new model anything, and nothing else needs it."""
-    if task.arm in KEPT_ARMS or task.blind:
+    if task.arm in KEPT_ARMS or task.blind or task.state == "conflict":
         return False
     return prediction.margin > CERTAIN_MARGIN and not sampling.is_unfamiliar(prediction, manifest)

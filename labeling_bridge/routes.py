@@ -1,11 +1,12 @@
 """What Label Studio and its labelers' browsers ask of us; mounted by the program that serves.
 
     GET  /v1/samples/{sample_id}/image?sig=...   the image, to whoever holds the signed URL, readable from Label Studio's origin
-    POST /v1/label-studio/webhook                a hint that somebody answered -> job `bridge.read`
+    POST /v1/label-studio/webhook                a hint that somebody answered -> job `bridge.hint`
+    GET  /v1/models/{model}/labeling             how labeling goes: acceptance, anchoring, agreement, labelers (scope `label`)
 
 The browser sends the image request with `Origin` and without cookies, so the right to see lies in the URL and the answer
 carries CORS headers; without them labelers see an error box but can still submit, and label blindly. The webhook is
-answered at once (Label Studio waits for it inside the labeler's own request); its payload is only read for ids.
+answered at once (Label Studio waits for it inside the labeler's own request); why its payload is kept: see `read`.
 
 Errors: AuthError 403 (wrong signature), 401 (wrong secret); NotFoundError 404; InputError 400.
 """
@@ -16,22 +17,36 @@ import hmac
 from typing import Any
 from urllib.parse import urlparse
 
-from litestar import HttpMethod, Request, Response, Router, post, route
+from litestar import HttpMethod, Request, Response, Router, get, post, route
 from litestar.datastructures import State
 from litestar.enums import MediaType
 from litestar.params import FromPath, FromQuery, JSONBody
 from sqlmodel import Session, select
 
+from labeling_bridge.quality import read_pairs, report_of
 from labeling_bridge.studio import SECRET_HEADER
-from sutdol import jobs, keys
+from sutdol import jobs, keys, registry
 from sutdol.context import Context
 from sutdol.errors import AuthError, InputError, unknown
 from sutdol.settings import Settings
-from sutdol.tables import Job, Sample, StudioProject
+from sutdol.tables import ApiKey, Job, LabelReport, Sample, StudioProject, now
 
 HINT_DELAY_S = 0.5
 """What labelers answer within this time is read by one job and one request: each request costs them Label Studio's time."""
 _FOR_EVER = "public, immutable, max-age=31536000"
+_KEPT = (
+    "id",
+    "result",
+    "was_cancelled",
+    "ground_truth",
+    "created_at",
+    "updated_at",
+    "lead_time",
+    "completed_by",
+    "updated_by",
+    "parent_prediction",
+    "import_id",
+)
 _TWINS = {"127.0.0.1": "localhost", "localhost": "127.0.0.1"}
 
 
@@ -66,15 +81,35 @@ def build(context: Context) -> Router:
                 "webhook: the secret is missing or wrong", hint="run the job `bridge.sweep`, it sets it anew"
             )
         project_id, task_ids = _ids(data)
+        hinted = _hinted(data) if len(task_ids) == 1 else []
         with context.database.read() as session:
             found = session.exec(select(StudioProject).where(StudioProject.project_id == project_id)).first()
         if found is None:
             return {"known": False}
         with context.database.begin() as session:
-            _hint(session, found.model, task_ids)
+            _hint(session, found, task_ids, hinted)
         return {"known": True}
 
-    return Router(path="/", route_handlers=[image, webhook], tags=["label studio"])
+    @get("/v1/models/{model:str}/labeling", sync_to_thread=True, summary="How labeling goes")
+    def labeling(request: Request[Any, Any, State], model: FromPath[str]) -> dict[str, Any]:
+        """Shares with counts and 95 % intervals; see `labeling_bridge.quality`."""
+        with context.database.read() as session:
+            _needs_key(session, request, "label")
+            registry.get_model(session, model)
+            stored = session.get(LabelReport, model)
+            if stored is not None:
+                return {"model": model, "at": stored.at} | stored.report
+            pairs, open_conflicts = read_pairs(session, model)
+        return {"model": model, "at": now()} | report_of(pairs) | {"open_conflicts": open_conflicts}
+
+    return Router(path="/", route_handlers=[image, webhook, labeling], tags=["label studio"])
+
+
+def _needs_key(session: Session, request: Request[Any, Any, State], scope: str) -> None:
+    """Raises AuthError unless the request carries an API key with `scope`."""
+    kind, _, presented = request.headers.get("authorization", "").partition(" ")
+    key_id, digest = keys.parse(presented if kind.lower() == "bearer" else "")
+    keys.check(session.get(ApiKey, key_id), digest, scope)
 
 
 def allowed_origins(settings: Settings) -> frozenset[str]:
@@ -85,17 +120,30 @@ def allowed_origins(settings: Settings) -> frozenset[str]:
     return frozenset([f"{address.scheme}://{host}{port}" for host in hosts if host] + settings.origins)
 
 
-def _hint(session: Session, model: str, task_ids: list[int]) -> None:
+def _hint(session: Session, project: StudioProject, task_ids: list[int], hinted: list[dict[str, Any]]) -> None:
     """Have these tasks read in HINT_DELAY_S, together with those of hints that come until then; without ids, all changed."""
+    model = project.model
     if not task_ids:
         jobs.send(session, "bridge.read", {"model": model}, unique_key=f"bridge.read:{model}", delay_s=HINT_DELAY_S)
         return
-    key, payload = f"bridge.read.hinted:{model}", {"model": model, "studio_task_ids": task_ids}
-    if jobs.send(session, "bridge.read", payload, unique_key=key, delay_s=HINT_DELAY_S) is None:
+    key = f"bridge.hint:{model}:{project.project_id}"
+    payload = {"model": model, "project_id": project.project_id, "studio_task_ids": task_ids, "hinted": hinted}
+    if jobs.send(session, "bridge.hint", payload, unique_key=key, delay_s=HINT_DELAY_S) is None:
         # `send` has locked the queued job until our commit, so no worker has taken it yet.
         job = session.exec(select(Job).where(Job.unique_key == key)).one()
-        job.payload = payload | {"studio_task_ids": sorted({*job.payload["studio_task_ids"], *task_ids})}
+        both = {"studio_task_ids": sorted({*job.payload["studio_task_ids"], *task_ids})}
+        job.payload = payload | both | {"hinted": [*job.payload["hinted"], *hinted]}
         session.add(job)
+
+
+def _hinted(data: dict[str, Any]) -> list[dict[str, Any]]:
+    """The task as the hint shows it, with the one annotation and nothing else; for when it can no longer be asked for."""
+    task, annotation = data.get("task"), data.get("annotation")
+    if not isinstance(task, dict) or not isinstance(annotation, dict) or "id" not in annotation:
+        return []
+    known = {name: annotation[name] for name in _KEPT if name in annotation}
+    sample_id = (task.get("data") or {}).get("sample_id", "")
+    return [{"id": task["id"], "data": {"sample_id": sample_id}, "annotations": [known]}]
 
 
 def _ids(data: dict[str, Any]) -> tuple[int | None, list[int]]:

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from urllib.parse import urlparse
 
-from labeling_bridge.studio import is_ready
+from labeling_bridge.account import is_ready
 from sutdol import keys
 from sutdol.context import Context
 from sutdol.errors import SetupError

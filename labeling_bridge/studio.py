@@ -1,33 +1,26 @@
-"""Label Studio over HTTP: the only file that knows its SDK and its routes. One `Studio` is one account on one server.
-
-    settings -> Studio -> PAT (kept in a file, 0600; made again by form log-in when lost) -> access token (300 s) -> calls
+"""Label Studio over HTTP: the only file that knows its SDK and, with `account`, its routes. One `Studio` is one account.
 
 Projects, imports, webhooks and views go through label_studio_sdk with its own retries off: it repeats POSTs after a
 timeout, and an import that timed out may have succeeded. Task lists go through httpx, because the SDK's typed models cost
-seconds on hundreds of tasks and we need the raw regions; the log-in is a form that the SDK lacks.
+seconds on hundreds of tasks and we need the raw regions.
 
-Errors: StudioError names what was asked and what came; UnknownOutcome is a StudioError after which a write may or may not
-have happened (timeout, lost connection, 5xx): look before doing it again.
+Errors: StudioError, UnknownOutcome; see `account`.
 """
 
 from __future__ import annotations
 
 import json
-import threading
-import time
-from collections.abc import Callable, Generator, Iterable, Iterator
-from pathlib import Path
-from typing import Any, Self, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import httpx
 import msgspec
 
-from labeling_bridge.tokens import TokenFile
-from sutdol import keys
-from sutdol.context import Context
+from labeling_bridge.account import Account, UnknownOutcome, explain, unexpected
 from sutdol.errors import StudioError
 
 T = TypeVar("T")
+_COLOR = "#617ADA"
 VIEW_TITLE = "Most valuable first"
 SECRET_HEADER = "X-Sutdol-Secret"
 HINTS = ["ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_CREATED", "ANNOTATIONS_DELETED"]
@@ -36,11 +29,8 @@ _UNANSWERED = [
     {"filter": f"filter:tasks:{count}", "operator": "equal", "type": "Number", "value": 0}
     for count in ("total_annotations", "cancelled_annotations")
 ]
-_START = "start it with `sutdol up` or set SUTDOL_LABEL_STUDIO_URL"
-
-
-class UnknownOutcome(StudioError):
-    """A write may or may not have happened, and the server may still be at it."""
+_OPEN = {"filter": "filter:tasks:completed_at", "operator": "empty", "type": "Datetime", "value": "true"}
+"""Tasks of which Label Studio wants one more answer."""
 
 
 class StudioTask(msgspec.Struct, frozen=True):
@@ -66,52 +56,10 @@ class StudioTask(msgspec.Struct, frozen=True):
         return bool(self.total_annotations or self.cancelled_annotations or self.annotations)
 
 
-class Studio:
+class Studio(Account):
     """The calls the bridge needs, and no more. Thread-safe; close it."""
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        key: str = "",
-        email: str = "",
-        password: str = "",
-        token_file: Path | None = None,
-        timeout_s: float = 30.0,
-    ) -> None:
-        """`key` (a PAT or a legacy token) is used when given; else the account logs in with `email` and `password`."""
-        self.url = url.rstrip("/")
-        self._key, self._email, self._password = key, email, password
-        self._tokens = TokenFile(token_file, self.url, email)
-        self._lock = threading.Lock()
-        self._access, self._access_until = "", 0.0
-        # Loading certificates takes 30 ms, for every client and every job; both clients speak to `url` alone.
-        encrypted = self.url.startswith("https:")
-        self._plain = httpx.Client(base_url=self.url, timeout=timeout_s, verify=encrypted)
-        self._http = httpx.Client(base_url=self.url, timeout=timeout_s, auth=_Bearer(self), verify=encrypted)
-        self._client: Any = None
-
-    @classmethod
-    def open(cls, context: Context) -> Self:
-        """The bridge's own account on the Label Studio of these settings."""
-        settings = context.settings
-        return cls(
-            settings.studio_url,
-            key=settings.label_studio_api_key,
-            email=settings.label_studio_email,
-            password=settings.label_studio_password or keys.secret(context.database, "label-studio-password"),
-            token_file=settings.home / "label-studio.json",
-        )
-
-    def close(self) -> None:
-        self._plain.close()
-        self._http.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    _client: Any = None
 
     # ---- projects
 
@@ -128,7 +76,9 @@ class Studio:
                 return min(found, default=None)
             page += 1
 
-    def create_project(self, title: str, description: str, label_config: str) -> int:
+    def create_project(
+        self, title: str, description: str, label_config: str, *, annotators: int = 1, instructions: str = ""
+    ) -> int:
         """A project that hands out the most valuable task first (Label Studio wants titles of at least 3 characters)."""
         project = self._sdk(
             lambda c: c.projects.create(
@@ -137,6 +87,10 @@ class Studio:
                 label_config=label_config,
                 sampling="Uncertainty sampling",
                 show_collab_predictions=True,
+                maximum_annotations=annotators,
+                expert_instruction=instructions,
+                show_instruction=bool(instructions),
+                color=_COLOR,
             ),
             f"create the project {title!r}",
         )
@@ -151,18 +105,21 @@ class Studio:
         """Why a label config does not fit the project's annotations, in Label Studio's words; None when it does."""
         path = f"/api/projects/{project_id}/validate/"
         response = self.ask("POST", path, json={"label_config": label_config}, allowed=(400,))
-        return _explain(response) if response.status_code == 400 else None
+        return explain(response) if response.status_code == 400 else None
 
-    def set_label_config(self, project_id: int, label_config: str) -> None:
+    def set_label_config(self, project_id: int, label_config: str, instructions: str) -> None:
         """Check with `config_problem` first: this drops classes that have annotations without a word."""
-        self._sdk(lambda c: c.projects.update(project_id, label_config=label_config), "change the label config")
+        self._sdk(
+            lambda c: c.projects.update(project_id, label_config=label_config, expert_instruction=instructions),
+            "change the label config",
+        )
 
     def set_model_version(self, project_id: int, version: str) -> bool:
         """Show the pre-annotations of `version`; False when no task has one yet (Label Studio refuses that)."""
         path = f"/api/projects/{project_id}/"
         response = self.ask("PATCH", path, json={"model_version": version}, allowed=(400,))
         if response.status_code == 400 and "model_version" not in response.text:
-            raise _unexpected(f"PATCH {path}", response)
+            raise unexpected(f"PATCH {path}", response)
         return response.status_code != 400
 
     def ensure_view(self, project_id: int) -> int:
@@ -180,7 +137,7 @@ class Studio:
             "type": "list",
             "target": "tasks",
             "ordering": ["tasks:predictions_score"],
-            "filters": {"conjunction": "and", "items": _UNANSWERED[:1]},
+            "filters": {"conjunction": "and", "items": [_OPEN]},
         }
         return int(self._sdk(lambda c: c.views.create(project=project_id, data=data), "create a view").id)
 
@@ -278,6 +235,19 @@ class Studio:
             t.id for t in self._tasks(project_id, [_among(ids)], ["tasks:id"], len(ids) + 1, include="id")
         }
 
+    def ask_more(self, task: StudioTask, people: int, score: float) -> bool:
+        """Have a task answered by `people` in all, with `score` deciding its place; False when it is gone."""
+        change = {"overlap": people, "is_labeled": False}  # the second does not follow from the first there
+        response = self.ask("PATCH", f"/api/tasks/{task.id}/", json=change, allowed=(404,))
+        for prediction in task.predictions:
+            if prediction.get("score") != score:
+                self.ask("PATCH", f"/api/predictions/{prediction['id']}/", json={"score": score}, allowed=(404,))
+        return response.status_code != 404
+
+    def delete_annotation(self, annotation_id: int) -> None:
+        """Take an annotation away; no error when it is gone."""
+        self.ask("DELETE", f"/api/annotations/{annotation_id}/", allowed=(404,))
+
     # ---- people
 
     def invite_url(self) -> str:
@@ -321,23 +291,12 @@ class Studio:
             if response.status_code == 404:
                 if "page" in response.text.lower():
                     return  # the list shrank under us, or its length is a multiple of the page
-                raise _unexpected(f"tasks of project {project_id}", response)
+                raise unexpected(f"tasks of project {project_id}", response)
             tasks = msgspec.convert(response.json()["tasks"], list[StudioTask], strict=False)
             yield from tasks
             if len(tasks) < page_size:
                 return
             page += 1
-
-    def ask(self, method: str, path: str, *, allowed: tuple[int, ...] = (), **kwargs: Any) -> httpx.Response:
-        """Any call as this account; statuses in `allowed` are the caller's to judge.
-
-        Raises:
-            StudioError: another status, or no server. UnknownOutcome.
-        """
-        response = self._try(f"{method} {path}", lambda: self._http.request(method, path, **kwargs))
-        if response.is_success or response.status_code in allowed:
-            return response
-        raise _unexpected(f"{method} {path}", response)
 
     def _sdk(self, call: Callable[[Any], T], asked: str) -> T:
         """Run `call` with the SDK's client; imported here, because that costs 1.5 s and 110 MB."""
@@ -355,143 +314,6 @@ class Studio:
             status = error.status_code or 0
             kind = UnknownOutcome if status >= 500 or status == 0 else StudioError
             raise kind(f"Label Studio at {self.url}, {asked}: found {status} {str(error.body)[:500]}") from error
-
-    def _try(self, asked: str, call: Callable[[], T]) -> T:
-        try:
-            return call()
-        except httpx.ConnectError as error:
-            raise StudioError(f"Label Studio at {self.url} does not answer", hint=_START) from error
-        except httpx.HTTPError as error:
-            text = f"Label Studio at {self.url}, {asked}: no answer ({type(error).__name__})"
-            raise UnknownOutcome(text, hint="it may have been done all the same") from error
-
-    def authorization(self, *, stale: str = "") -> str:
-        """The Authorization header; a new access token when the last one is about to run out or equals `stale`.
-
-        Raises:
-            StudioError: neither key, kept token nor log-in work.
-        """
-        if self._key and self._key.count(".") != 2:
-            return f"Token {self._key}"
-        with self._lock:
-            if time.monotonic() >= self._access_until or self._access == stale:
-                self._access, seconds = self._refresh(stale)
-                self._access_until = time.monotonic() + seconds
-            return self._access
-
-    def _refresh(self, stale: str) -> tuple[str, float]:
-        """An access token and for how many seconds to use it."""
-        for token in (self._key or self._tokens.token(), ""):
-            if not token and self._key:
-                raise StudioError(
-                    f"Label Studio at {self.url} refuses the key", hint="check SUTDOL_LABEL_STUDIO_API_KEY"
-                )
-            kept = self._tokens.access(token)
-            if kept is not None and kept[0] != stale:
-                return kept
-            pat = token or self._log_in()
-            asked = lambda pat=pat: self._plain.post("/api/token/refresh/", json={"refresh": pat})  # noqa: E731
-            response = self._try("refresh the token", asked)
-            if response.status_code == 200:
-                access = f"Bearer {response.json()['access']}"
-                return access, self._tokens.keep(self._tokens.token() if self._key else pat, pat, access)
-            if response.status_code >= 500 or not token:
-                raise _unexpected("refresh the token", response)
-        raise AssertionError("unreachable")
-
-    def _log_in(self) -> str:
-        """Log in by the form, make a PAT (an old one whose copy is lost is given up), keep it."""
-        with httpx.Client(base_url=self.url, timeout=30) as session:
-            self._try("log in", lambda: form_log_in(session, self._email, self._password))
-            headers = {"X-CSRFToken": session.cookies["csrftoken"], "Referer": self.url}
-            made = self._try("make a token", lambda: session.post("/api/token/", headers=headers))
-            if made.status_code == 409:
-                for old in session.get("/api/token/").json():
-                    session.post("/api/token/blacklist/", json={"refresh": old["token"]}, headers=headers)
-                made = session.post("/api/token/", headers=headers)
-            if made.status_code != 201:
-                raise _unexpected("make a token", made)
-        token = str(made.json()["token"])
-        self._tokens.keep(token)
-        return token
-
-
-class _Bearer(httpx.Auth):
-    """Puts the access token on every request; after a 401 (nothing was done) once more with a fresh one."""
-
-    def __init__(self, studio: Studio) -> None:
-        self._studio = studio
-
-    def sync_auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        used = self._studio.authorization()
-        request.headers["Authorization"] = used
-        response = yield request
-        if response.status_code == 401 and used.startswith("Bearer "):
-            request.headers["Authorization"] = self._studio.authorization(stale=used)
-            yield request
-
-
-def is_ready(url: str) -> bool:
-    """Whether Label Studio answers at `url` and says that it is up."""
-    try:
-        response = httpx.get(f"{url.rstrip('/')}/health", timeout=5)
-        return response.status_code == 200 and response.json().get("status") == "UP"
-    except (httpx.HTTPError, ValueError):
-        return False
-
-
-def form_log_in(session: httpx.Client, email: str, password: str) -> None:
-    """Log `session` in through the page's form.
-
-    Raises:
-        StudioError: wrong e-mail or password.
-    """
-    page = session.get("/user/login/")
-    if "csrftoken" not in session.cookies:
-        raise _unexpected("log-in page", page)
-    body = {"email": email, "password": password, "csrfmiddlewaretoken": session.cookies["csrftoken"]}
-    response = session.post("/user/login/", data=body, headers={"Referer": f"{session.base_url}user/login/"})
-    if response.status_code != 302:
-        raise StudioError(
-            f"Label Studio at {session.base_url} refuses the log-in of {email}",
-            hint="set SUTDOL_LABEL_STUDIO_EMAIL and SUTDOL_LABEL_STUDIO_PASSWORD, or SUTDOL_LABEL_STUDIO_API_KEY",
-        )
-
-
-def sign_up(invite_url: str, email: str, password: str) -> None:
-    """Make an account as a person would: open the invite link, fill in the form.
-
-    Raises:
-        StudioError: the link is not valid, or the form is refused (an account of that name, a short password).
-    """
-    with httpx.Client(timeout=30) as session:
-        try:
-            session.get(invite_url)
-            body = {"email": email, "password": password, "csrfmiddlewaretoken": session.cookies.get("csrftoken", "")}
-            response = session.post(invite_url, data=body, headers={"Referer": invite_url})
-        except httpx.HTTPError as error:
-            raise StudioError(f"sign-up page cannot be reached: {type(error).__name__}", hint=_START) from error
-    if response.status_code != 302:
-        raise StudioError(
-            f"Label Studio refuses to sign {email} up ({response.status_code})",
-            hint="is there an account of that name?",
-        )
-
-
-def _unexpected(asked: str, response: httpx.Response) -> StudioError:
-    kind = UnknownOutcome if response.status_code >= 500 else StudioError
-    url = response.url.copy_with(path="/", query=None)
-    return kind(f"Label Studio at {url}, {asked}: found {response.status_code} {_explain(response)}")
-
-
-def _explain(response: httpx.Response) -> str:
-    try:
-        body = response.json()
-    except ValueError:
-        return response.text[:200]
-    if not isinstance(body, dict):
-        return str(body)[:500]
-    return str(body.get("validation_errors") or body.get("detail") or body)[:500]
 
 
 def _among(task_ids: list[int]) -> dict[str, Any]:

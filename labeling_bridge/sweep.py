@@ -74,14 +74,13 @@ def _sweep_model(running: Running, studio: Studio, slug: str) -> dict[str, int]:
                 elif kept is not None:
                     unwanted.append(kept.id)
             elif kept is None:
-                if row.state in UNANSWERED:
-                    row.state, row.studio_task_id, row.project_id, row.not_before = "queued", None, None, 0.0
-                    requeued += 1
+                row.state, row.studio_task_id, row.project_id, row.not_before = "queued", None, None, 0.0
+                requeued += 1
             else:
                 row.studio_task_id, row.project_id = kept.id, project.project_id
                 if row.state == "in_studio" and kept.answered:
                     unread.append(kept.id)
-                elif row.state == "in_studio" and not kept.total_predictions:
+                if not kept.total_predictions:
                     bare.append(row)
             session.add(row)
         if requeued or removed:

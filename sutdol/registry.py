@@ -71,8 +71,24 @@ def add_classes(session: Session, slug: str, names: list[str]) -> list[str]:
     """Append the classes that are new; an index, once given, never means another class. Returns the whole list."""
     row = get_model(session, slug)
     row.classes = _distinct([*row.classes, *names])
+    row.retired = [c for c in row.retired or [] if c not in names]
     session.add(row)
     return row.classes
+
+
+def retire_class(session: Session, slug: str, name: str) -> list[str]:
+    """Offer a class to labelers no more; it keeps its index and its labels. `add_classes` takes it back. Returns all retired.
+
+    Raises:
+        NotFoundError: the model has no such class.
+    """
+    row = get_model(session, slug)
+    if name not in row.classes:
+        raise unknown("class", name, row.classes)
+    row.retired = _distinct([*(row.retired or []), name])
+    session.add(row)
+    tell(session, "class.retired", f"{name} of {slug} is offered to labelers no more", model=slug)
+    return row.retired
 
 
 def allocate_version(session: Session, model: str) -> int:

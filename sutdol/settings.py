@@ -42,6 +42,14 @@ class Settings(BaseSettings):
     drawn_share: float = Field(0.5, ge=0, le=1, description="Part of the label budget for the random (`drawn`) arm.")
     labels_per_day: int = Field(500, ge=0, description="Labels that people are asked for in a day.")
     max_open_tasks: int = Field(500, ge=1, description="Unanswered tasks in Label Studio before nothing more is sent.")
+    annotators_per_task: int = Field(1, ge=1, description="People who must answer a task before its label counts.")
+    unlabelable_after_skips: int = Field(2, ge=1, description="People who skip a task before nobody is asked any more.")
+    blind_share: float = Field(
+        0.05, ge=0, le=1, description="Share of tasks without pre-annotation, to measure anchoring."
+    )
+    gold_share: float = Field(
+        0.02, ge=0, le=0.5, description="Share of tasks whose answer is known, to measure labelers."
+    )
     retrain_after_labels: int = Field(100, ge=1, description="New labels that start a retraining.")
     retrain_cooldown_s: float = Field(60.0, ge=0, description="Seconds between two retrainings of one model.")
     promotion: str = Field(

@@ -1,8 +1,9 @@
-"""The real Label Studio for tests: one server per session on a free port, with its data in a temporary folder.
+"""Label Studio for tests, the real one and the fake: one server of each per session, on a free port.
 
 Use it by `from tests.studio_fixture import studio_server  # noqa: F401` in a conftest or test module; however many do, one
-server runs. Tests that use it are marked `slow` and `studio`. Projects belong to a model's slug: take a fresh one
-per test (`studio_server.slug()`).
+server of each runs. A test that uses it runs twice, against the fake (fast) and against the real server (marked `slow` and
+`studio`); this is the conformance suite that keeps the fake honest. Projects belong to a model's slug: take a fresh one per
+test (`studio_server.slug()`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import socket
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -19,16 +21,22 @@ from uuid import uuid4
 import pytest
 
 from labeling_bridge import server
-from labeling_bridge.studio import Studio, sign_up
+from labeling_bridge.account import sign_up
+from labeling_bridge.studio import Studio
 from sutdol.context import Context, open_context
 from sutdol.settings import Settings, load
+from tests.conftest import missing
+from tests.fakes.label_studio import FakeLabelStudio
 
 ROOT = Path(__file__).parents[1]
 EMAIL, PASSWORD = "bridge@sutdol.local", "correct horse battery"
+REAL = pytest.param("real", marks=[pytest.mark.slow, pytest.mark.studio])
 
 
-class RealStudio:
+class StudioServer:
     """A running server; `open(home)` gives contexts whose bridge speaks to it."""
+
+    real: bool
 
     def __init__(self, home: Path) -> None:
         self.port = free_port()
@@ -36,7 +44,6 @@ class RealStudio:
         self.key = ""
         """The bridge's access token, so that not every test has to log in; "" makes it log in by itself."""
         self.context = open_context(self.settings(home, label_studio_port=self.port))
-        self.process: subprocess.Popen[bytes] | None = None
 
     def settings(self, home: Path, **more: Any) -> Settings:
         """Settings under which the bridge finds this server."""
@@ -46,6 +53,8 @@ class RealStudio:
             "label_studio_email": EMAIL,
             "label_studio_password": PASSWORD,
             "label_studio_api_key": self.key,
+            "blind_share": 0.0,
+            "gold_share": 0.0,
             "label_studio_venv": Path(os.environ.get("SUTDOL_LABEL_STUDIO_VENV", str(ROOT / ".venv-label-studio"))),
         }
         return load(**(known | more))
@@ -55,21 +64,20 @@ class RealStudio:
         return open_context(self.settings(home, **more))
 
     def start(self) -> None:
-        self.process = server.start(self.context)
-        log = self.context.settings.home / server.LOG_NAME
-        server.wait_ready(self.url, 240, process=self.process, log=log)
+        """Start it, or start it again after `kill`, with what it knew."""
+        self._start()
         if not self.key:
             with Studio.open(self.context) as studio:
                 studio.authorization()
             kept = json.loads((self.context.settings.home / "label-studio.json").read_text())
             self.key = str(kept["token"])
 
+    def _start(self) -> None:
+        raise NotImplementedError
+
     def kill(self) -> None:
         """kill -9, and wait until it is gone."""
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait(30)
-            self.process = None
+        raise NotImplementedError
 
     def person(self) -> tuple[str, str]:
         """E-mail and password of a new account, signed up through the invite link."""
@@ -88,32 +96,83 @@ class RealStudio:
         return f"m-{uuid4().hex[:8]}"
 
 
-_running: RealStudio | None = None
-_users = 0
+class RealStudio(StudioServer):
+    """The real server, from its own virtual environment, with its data in a temporary folder."""
+
+    real = True
+    process: subprocess.Popen[bytes] | None = None
+
+    def _start(self) -> None:
+        self.process = server.start(self.context)
+        log = self.context.settings.home / server.LOG_NAME
+        server.wait_ready(self.url, 240, process=self.process, log=log)
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait(30)
+            self.process = None
+
+
+class FakeStudio(StudioServer):
+    """The fake; `fake.faults` are its switches."""
+
+    real = False
+
+    def __init__(self, home: Path) -> None:
+        super().__init__(home)
+        self.fake = FakeLabelStudio(self.port, EMAIL, PASSWORD)
+
+    def _start(self) -> None:
+        self.fake.start()
+
+    def kill(self) -> None:
+        self.fake.kill()
+
+
+_running: dict[str, StudioServer] = {}
+_users: dict[str, int] = {}
+
+
+@contextmanager
+def running(kind: str, factory: pytest.TempPathFactory) -> Iterator[StudioServer]:
+    """The one server of this kind; a failure in CI and a skip with its reason elsewhere when it is not installed."""
+    if kind not in _running:
+        opened = (RealStudio if kind == "real" else FakeStudio)(factory.mktemp("label-studio"))
+        program = opened.context.settings.label_studio_venv / "bin" / "label-studio"
+        if opened.real and not program.exists():
+            opened.context.database.close()
+            missing(f"Label Studio is not installed ({program}); run `make setup`")
+        opened.start()
+        _running[kind] = opened
+    _users[kind] = _users.get(kind, 0) + 1
+    yield _running[kind]
+    _users[kind] -= 1
+    if _users[kind] == 0:
+        done = _running.pop(kind)
+        done.kill()
+        done.context.database.close()
+
+
+@pytest.fixture(scope="session", params=["fake", REAL])
+def studio_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StudioServer]:
+    """Both servers in turn: every test that uses it is part of the conformance suite."""
+    with running(request.param, tmp_path_factory) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
-def studio_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealStudio]:
-    """The one server of this session; a failure in CI and a skip with its reason elsewhere when it is not installed."""
-    global _running, _users
-    if _running is None:
-        opened = RealStudio(tmp_path_factory.mktemp("label-studio"))
-        program = opened.context.settings.label_studio_venv / "bin" / "label-studio"
-        if not program.exists():
-            opened.context.database.close()
-            reason = f"Label Studio is not installed ({program}); run `make setup`"
-            if os.environ.get("CI") == "true":
-                pytest.fail(reason)
-            pytest.skip(reason)
-        opened.start()
-        _running = opened
-    _users += 1
-    yield _running
-    _users -= 1
-    if _users == 0:
-        _running.kill()
-        _running.context.database.close()
-        _running = None
+def real_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StudioServer]:
+    """The real server alone; mark the test `slow` and `studio`."""
+    with running("real", tmp_path_factory) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def fake_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StudioServer]:
+    """The fake alone, for what needs its switches."""
+    with running("fake", tmp_path_factory) as server:
+        yield server
 
 
 def free_port() -> int:

@@ -51,8 +51,11 @@ KINDS: dict[str, JobKind] = {
     "bridge.window": JobKind("bridge", 3),
     "bridge.push": JobKind("bridge", 3),
     "bridge.read": JobKind("bridge", 3),
+    "bridge.hint": JobKind("bridge", 30),
     "bridge.sweep": JobKind("bridge", 3),
     "bridge.refresh": JobKind("bridge", 5),
+    "bridge.reask": JobKind("bridge", 5),
+    "bridge.quality": JobKind("bridge", 3),
 }
 
 

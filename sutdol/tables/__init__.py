@@ -19,7 +19,7 @@ from __future__ import annotations
 from sutdol.tables.base import new_id, now
 from sutdol.tables.house import ApiKey, Event, Secret
 from sutdol.tables.jobs import Job, JobAttempt, Lease, Message
-from sutdol.tables.labels import Annotation, LabelRow, LabelTask, StudioProject
+from sutdol.tables.labels import Annotation, LabelReport, LabelRow, LabelTask, StudioProject
 from sutdol.tables.models import Alias, Decision, Model, ModelVersion, Replica
 from sutdol.tables.predictions import Feedback, PredictionRow, Sample
 from sutdol.tables.training import Dataset, DatasetItem, DatasetVersion, Evaluation, RunProgress, TrainingRun
@@ -37,6 +37,7 @@ __all__ = [
     "Feedback",
     "Job",
     "JobAttempt",
+    "LabelReport",
     "LabelRow",
     "LabelTask",
     "Lease",

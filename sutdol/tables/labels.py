@@ -13,8 +13,9 @@ from sutdol.tables.base import json_column, new_id, now
 class LabelTask(SQLModel, table=True):
     """One sample of one model that is worth a human look; at most one per (model, sample), whatever arms picked it.
 
-    State: candidate -> queued -> in_studio -> annotated; beside the road: skipped (others may answer), conflict,
-    unlabelable (final), withdrawn (final; never for `drawn`). A task deleted in Label Studio goes back to queued.
+    State: candidate -> queued -> in_studio -> annotated; beside the road: skipped (others may answer), conflict (the answers
+    contradict each other or the classes; one more person is asked), unlabelable (final), withdrawn (final; never for
+    `drawn`). A task deleted in Label Studio goes back to queued.
     """
 
     __tablename__ = "label_task"
@@ -41,6 +42,10 @@ class LabelTask(SQLModel, table=True):
     """The prediction shown to the labeler."""
     blind: bool = False
     """Sent without pre-annotation, to measure anchoring."""
+    truth: dict[str, Any] | None = json_column(nullable=True)
+    """The known answer of a `gold` task, a `types.Label`; it measures people and makes no label."""
+    overlap: int = 1
+    """How many people Label Studio asks; more after a conflict."""
     state: str = "candidate"
     project_id: int | None = None
     studio_task_id: int | None = Field(default=None, index=True)
@@ -72,13 +77,15 @@ class Annotation(SQLModel, table=True):
     value: dict[str, Any] | None = json_column(nullable=True)
     """A `types.Label`; None when skipped, deleted or outside the schema."""
     state: str
-    """valid | skipped | deleted | invalid"""
+    """valid | skipped | deleted | invalid (outside the classes) | empty (nobody said anything; deleted there, asked again)"""
     problem: str | None = None
     annotator: int | None = None
     ground_truth: bool = False
     origins: list[str] = json_column()
     """Per region: prediction | prediction-changed | manual."""
     lead_time_s: float | None = None
+    restored: bool = False
+    """A copy of an earlier one, put back by us into a project made again; no second answer."""
     fetched_at: float = Field(default_factory=now)
 
 
@@ -114,3 +121,12 @@ class StudioProject(SQLModel, table=True):
     cursor: str = ""
     """Largest task `updated_at` seen, Label Studio's own text."""
     swept_at: float = 0.0
+
+
+class LabelReport(SQLModel, table=True):
+    """How labeling goes for one model, computed from its annotations now and then; see `labeling_bridge.quality`."""
+
+    __tablename__ = "label_report"
+    model: str = Field(primary_key=True)
+    at: float = Field(default_factory=now)
+    report: dict[str, Any] = json_column()

@@ -15,6 +15,8 @@ class Model(SQLModel, table=True):
     slug: str = Field(primary_key=True, max_length=64)
     task: str
     classes: list[str] = json_column()
+    retired: list[str] | None = json_column(nullable=True)
+    """Classes of the list that people are not offered any more; their labels stay valid."""
     family: str
     params: dict[str, Any] = json_column()
     """Defaults for training runs of this model: image size, epochs and what else the family knows."""

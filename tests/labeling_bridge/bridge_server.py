@@ -14,7 +14,7 @@ import httpx
 
 from sutdol.context import Context
 from sutdol.settings import child_environment
-from tests.studio_fixture import RealStudio, free_port
+from tests.studio_fixture import StudioServer, free_port
 
 PROGRAM = """
 from granian.constants import Interfaces
@@ -43,7 +43,7 @@ if __name__ == "__main__":
 
 
 @contextmanager
-def serving_routes(studio: RealStudio, home: Path) -> Iterator[Context]:
+def serving_routes(studio: StudioServer, home: Path) -> Iterator[Context]:
     """A context whose routes are served by a process of its own until the block ends."""
     port = free_port()
     context = studio.open(home, port=port)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import socket
 import threading
 from types import TracebackType
@@ -17,6 +18,8 @@ class LossyProxy:
 
     def __init__(self, upstream_port: int, *, lose: int = 0, early: bool = False) -> None:
         self.lose, self.early = lose, early
+        self.chance, self.rng = 1.0, random.Random(0)
+        """With which probability an import is one of those."""
         self.lost = 0
         self.requests: list[str] = []
         """Method and path of what was asked."""
@@ -63,7 +66,8 @@ class LossyProxy:
                 fresh = data.split(b"\r\n", 1)[0]
                 if fresh.endswith(b" HTTP/1.1"):
                     self.requests.append(fresh[:-9].decode())
-                if fresh.startswith(b"POST") and b"/import" in fresh and self.lost < self.lose:
+                an_import = fresh.startswith(b"POST") and b"/import" in fresh
+                if an_import and self.lost < self.lose and self.rng.random() < self.chance:
                     self.lost += 1
                     swallow.set()
                     request, wanted = b"", 0

@@ -104,7 +104,10 @@ def hook(client, context, body, secret=None):
 
 def reads(context):
     with context.database.read() as session:
-        return [j.payload for j in session.exec(select(Job).where(Job.kind == "bridge.read").order_by(Job.id))]
+        return [
+            j.payload
+            for j in session.exec(select(Job).where(Job.kind.in_(("bridge.read", "bridge.hint"))).order_by(Job.id))
+        ]
 
 
 def test_hints_that_come_together_become_one_reading_job(bridge):
@@ -120,10 +123,23 @@ def test_hints_that_come_together_become_one_reading_job(bridge):
     assert hook(client, context, many).status_code == 200
     gone = {"action": "ANNOTATIONS_DELETED", "annotations": [{"id": 9}], "project": {"id": 7}}
     assert hook(client, context, gone).status_code == 200
-    assert reads(context) == [
-        {"model": "digits", "studio_task_ids": [3, 4, 5]},
-        {"model": "digits"},
-    ]
+    first, second = reads(context)
+    assert (first["model"], first["project_id"], first["studio_task_ids"]) == ("digits", 7, [3, 4, 5])
+    assert second == {"model": "digits"}
+
+
+def test_a_hint_keeps_the_answer_it_announces_and_nothing_else(bridge):
+    """The task may be deleted before it is read; and the payload holds the project's invite token and more."""
+    client, context = bridge
+    add_model(context, "digits")
+    with context.database.begin() as session:
+        session.add(StudioProject(model="digits", project_id=7, label_config=""))
+    answer = {"id": 1, "result": [{"value": {"choices": ["a"]}}], "updated_at": "2026-01-01", "completed_by": 3}
+    task = {"id": 3, "data": {"sample_id": "s", "image": "http://secret"}, "inner": "x"}
+    body = {"task": task, "annotation": answer | {"unique_id": "x"}, "project": {"id": 7, "token": "invite"}}
+    hook(client, context, body)
+    (job,) = reads(context)
+    assert job["hinted"] == [{"id": 3, "data": {"sample_id": "s"}, "annotations": [answer]}]
 
 
 def test_a_hint_that_comes_while_others_are_read_is_read_afterwards(bridge):
@@ -134,7 +150,7 @@ def test_a_hint_that_comes_while_others_are_read_is_read_afterwards(bridge):
         session.add(StudioProject(model="digits", project_id=7, label_config=""))
     hook(client, context, {"task": {"id": 3}, "project": {"id": 7}})
     with context.database.begin() as session:
-        job = session.exec(select(Job).where(Job.kind == "bridge.read")).one()
+        job = session.exec(select(Job).where(Job.kind.in_(("bridge.read", "bridge.hint")))).one()
         job.not_before = 0.0
         job_id = job.id
     assert rows.claim(context.database, job_id, "worker", lease_s=60) is not None

@@ -35,7 +35,9 @@ def said(number: int, who: int | None, label: Label | None, state: str = "valid"
         ([said(1, 1, None, "skipped"), said(2, 2, None, "skipped")], "unlabelable", None),
         ([said(1, 1, None, "skipped"), said(2, 2, None, "skipped"), said(3, 3, A)], "annotated", A),
         ([said(1, 1, None, "skipped"), said(2, 2, A)], "annotated", A),
-        ([said(1, 1, None, "invalid")], "in_studio", None),
+        ([said(1, 1, None, "invalid")], "conflict", None),
+        ([said(1, 1, None, "empty")], "in_studio", None),
+        ([said(1, 1, None, "empty"), said(2, 1, A)], "annotated", A),
         ([said(1, 1, None, "invalid"), said(2, 2, A)], "annotated", A),
         ([said(1, 1, None, "deleted")], "in_studio", None),
         ([said(1, 1, A), said(2, 2, None, "deleted")], "annotated", A),
@@ -47,6 +49,25 @@ def said(number: int, who: int | None, label: Label | None, state: str = "valid"
 def test_what_a_set_of_answers_amounts_to(answers, state, label):
     """Skipped, conflicting and deleted answers must never reach a training set."""
     resolution = resolve(answers)
+    assert (resolution.state, resolution.label) == (state, label)
+
+
+@pytest.mark.parametrize(
+    ("answers", "state", "label"),
+    [
+        ([said(1, 1, A)], "in_studio", None),
+        ([said(1, 1, A), said(2, 1, A)], "in_studio", None),
+        ([said(1, 1, A), said(2, 2, A)], "annotated", A),
+        ([said(1, 1, A), said(2, 2, B)], "conflict", None),
+        ([said(1, 1, A), said(2, 2, B), said(3, 3, B)], "annotated", B),
+        ([said(1, 1, A, truth=True)], "annotated", A),
+        ([said(1, 1, None, "skipped"), said(2, 2, None, "skipped")], "skipped", None),
+        ([said(n, n, None, "skipped") for n in (1, 2, 3)], "unlabelable", None),
+    ],
+)
+def test_where_two_people_are_asked_one_is_not_enough(answers, state, label):
+    """A label that was meant to be checked must not be trained on before it was."""
+    resolution = resolve(answers, wanted=2, unlabelable_after=3)
     assert (resolution.state, resolution.label) == (state, label)
 
 

@@ -35,9 +35,7 @@ from sutdol.jobs import lease
 from sutdol.jobs.worker import run_pending
 from sutdol.tables import Event, Job, LabelTask, StudioProject, now
 from sutdol.types import Box, Label
-from tests.studio_fixture import RealStudio
-
-pytestmark = [pytest.mark.slow, pytest.mark.studio]
+from tests.studio_fixture import StudioServer
 
 
 def test_thirty_samples_appear_once_each_with_their_predictions(bridge, model, studio):
@@ -84,7 +82,7 @@ def test_an_import_that_was_never_confirmed_makes_no_duplicates(studio_server, t
     """A client that gives up does not stop the server; "look before you import" alone made 599 tasks of 400."""
     with LossyProxy(studio_server.port, lose=1, early=early) as proxy:
         context = studio_server.open(tmp_path / "home", label_studio_url=proxy.url)
-        slug = RealStudio.slug()
+        slug = StudioServer.slug()
         add_model(context, slug)
         samples = add_tasks(context, slug, 12)
         assert push(context, slug) == 0
@@ -143,7 +141,7 @@ def test_two_writers_do_not_push_at_once(bridge, model):
 def test_no_more_tasks_are_open_than_allowed(studio_server, tmp_path):
     """Labelers drown and Label Studio slows down; the backlog is ours."""
     context = studio_server.open(tmp_path / "home", max_open_tasks=4)
-    slug = RealStudio.slug()
+    slug = StudioServer.slug()
     add_model(context, slug)
     add_tasks(context, slug, 6, arm="unfamiliar")
     drawn = add_tasks(context, slug, 2, first_seed=50, priority=0.0)
@@ -225,13 +223,17 @@ def test_annotations_made_by_a_menu_action_are_no_labels(bridge, model, studio, 
     labeler.ask("POST", "/api/dm/actions", params=query, json=body)
     run(bridge, "bridge.read")
     (revision,) = revisions(bridge, model, sample_id)
-    assert (revision.state, "menu action" in revision.problem) == ("invalid", True)
+    assert (revision.state, "menu action" in revision.problem) == ("empty", True)
     assert label(bridge, model, sample_id) is None
+    assert run(bridge, "bridge.reask", model=model) == {"asked": 0, "emptied": 1}
+    run_pending(bridge, {"bridge.read": HANDLERS["bridge.read"]})
+    assert row(bridge, model, sample_id).state == "in_studio"
+    assert labeler.next_task(project(bridge, model).project_id)["data"]["sample_id"] == sample_id
 
 
 def test_boxes_come_back_in_pixels(bridge, studio, labeler):
     """Shown as a pre-annotation, changed by a person, read back: within a hundredth of a pixel."""
-    slug = RealStudio.slug()
+    slug = StudioServer.slug()
     add_model(bridge, slug, "detect", ["cell", 'a "nasty" <one> & 숫'])
     changed, background, rotated = [add_sample(bridge, picture(i, (77, 333))) for i in range(3)]
     box = {"label": 'a "nasty" <one> & 숫', "x1": 10.3, "y1": 20.7, "x2": 100.9, "y2": 50.1, "confidence": 0.8}
@@ -270,7 +272,7 @@ def test_the_sweep_heals_what_others_broke(bridge, model, studio, labeler):
     studio.ask("DELETE", f"/api/predictions/{before[bare].predictions[0]['id']}/")
 
     report = run(bridge, "bridge.sweep", model=model)[model]
-    assert report == {"duplicates": 2, "requeued": 1, "repaired": 1, "unread": 1}
+    assert report == {"duplicates": 2, "requeued": 1, "repaired": 2, "unread": 1}
     run_pending(bridge, {k: HANDLERS[k] for k in ("bridge.push", "bridge.read")})
     after = tasks(studio, bridge, model)
     assert set(after) == set(samples)
@@ -282,19 +284,30 @@ def test_the_sweep_heals_what_others_broke(bridge, model, studio, labeler):
 
 
 def test_a_deleted_project_is_made_again(bridge, model, studio, labeler):
-    """Any labeler can delete a project; what was answered stays, the rest is asked again."""
-    answered, waiting = add_tasks(bridge, model, 2)
+    """Any labeler can delete a project; what was answered is put back as it was, the rest is asked again."""
+    answered, skipped, _ = samples = add_tasks(bridge, model, 3)
     push(bridge, model)
-    labeler.submit(row(bridge, model, answered).studio_task_id, {"result": choose("b"), "lead_time": 1.0})
+    labeler.submit(row(bridge, model, answered).studio_task_id, {"result": choose("b"), "lead_time": 1.5})
+    labeler.submit(row(bridge, model, skipped).studio_task_id, {"result": [], "was_cancelled": True})
     run(bridge, "bridge.read")
+    (before,) = revisions(bridge, model, answered)
     gone = project(bridge, model).project_id
     labeler.ask("DELETE", f"/api/projects/{gone}/")
     assert run(bridge, "bridge.read") == {"labels": {model: 0}}
-    run_pending(bridge, HANDLERS | {"retrain.trigger": lambda running: None})
+    for _ in range(4):
+        run_pending(bridge, HANDLERS | {"retrain.trigger": lambda running: None})
     assert project(bridge, model).project_id != gone
-    assert set(tasks(studio, bridge, model)) == {waiting}
-    assert row(bridge, model, waiting).state == "in_studio"
+    found = tasks(studio, bridge, model)
+    assert set(found) == set(samples)
+    assert [row(bridge, model, s).state for s in samples] == ["annotated", "skipped", "in_studio"]
     assert label(bridge, model, answered).value["classes"] == ["b"]
+    (copy,) = found[answered].annotations
+    assert (copy["completed_by"], copy["lead_time"], copy["ground_truth"]) == (before.annotator, 1.5, False)
+    assert [r.restored for r in revisions(bridge, model, answered)] == [False, True]
+    assert [a["was_cancelled"] for a in found[skipped].annotations] == [True]
+    labeler.ask("DELETE", f"/api/annotations/{copy['id']}/")
+    run(bridge, "bridge.read")
+    assert label(bridge, model, answered) is None, "what counts is what stands in the new project"
     with bridge.database.read() as session:
         assert session.exec(select(Event).where(Event.kind == "bridge.project-lost")).one().model == model
 
@@ -403,14 +416,14 @@ def served(studio_server, tmp_path) -> Iterator[Context]:
 
 def test_a_webhook_brings_the_answer_without_a_poll(served, labeler):
     """The labeler's answer should count within a second or two, not at the next poll."""
-    slug = RealStudio.slug()
+    slug = StudioServer.slug()
     add_model(served, slug)
     (sample_id,) = add_tasks(served, slug, 1)
     push(served, slug)
     assert project(served, slug).webhook_id is not None
     labeler.submit(row(served, slug, sample_id).studio_task_id, {"result": choose("c"), "lead_time": 1.0})
 
-    wait_until(lambda: run_pending(served, {"bridge.read": HANDLERS["bridge.read"]}) > 0)
+    wait_until(lambda: run_pending(served, {"bridge.hint": HANDLERS["bridge.hint"]}) > 0)
     assert label(served, slug, sample_id).value["classes"] == ["c"]
 
 
@@ -422,7 +435,7 @@ def test_the_oracle_answers_everything_by_the_pixels(served, studio_server, tmp_
 
     from sutdol.settings import child_environment
 
-    slug = RealStudio.slug()
+    slug = StudioServer.slug()
     add_model(served, slug)
     samples = add_tasks(served, slug, 14)
     add_task(served, slug, add_sample(served, picture(99)), priority=0.9)  # the oracle does not know this one

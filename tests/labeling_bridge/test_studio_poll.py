@@ -12,9 +12,7 @@ from sqlmodel import select
 
 from sutdol.context import Context
 from sutdol.tables import LabelTask, now
-from tests.studio_fixture import RealStudio
-
-pytestmark = [pytest.mark.slow, pytest.mark.studio]
+from tests.studio_fixture import StudioServer
 
 
 @pytest.fixture
@@ -22,7 +20,7 @@ def watched(studio_server, tmp_path) -> Iterator[tuple[Context, LossyProxy, str]
     """A bridge whose requests are seen, with five tasks in Label Studio and nothing left unread."""
     with LossyProxy(studio_server.port) as proxy:
         context = studio_server.open(tmp_path / "home", label_studio_url=proxy.url)
-        slug = RealStudio.slug()
+        slug = StudioServer.slug()
         add_model(context, slug)
         add_tasks(context, slug, 5)
         push(context, slug)

@@ -29,6 +29,7 @@ def upgrade() -> None:
     sa.Column('ground_truth', sa.Boolean(), nullable=False),
     sa.Column('origins', sa.JSON(), nullable=False),
     sa.Column('lead_time_s', sa.Float(), nullable=True),
+    sa.Column('restored', sa.Boolean(), nullable=False),
     sa.Column('fetched_at', sa.Float(), nullable=False),
     sa.PrimaryKeyConstraint('project_id', 'annotation_id', 'updated_at')
     )
@@ -188,6 +189,12 @@ def upgrade() -> None:
     with op.batch_alter_table('label', schema=None) as batch_op:
         batch_op.create_index(batch_op.f('ix_label_created_at'), ['created_at'], unique=False)
 
+    op.create_table('label_report',
+    sa.Column('model', sqlmodel.sql.sqltypes.AutoString(), nullable=False),
+    sa.Column('at', sa.Float(), nullable=False),
+    sa.Column('report', sa.JSON(), nullable=False),
+    sa.PrimaryKeyConstraint('model')
+    )
     op.create_table('label_task',
     sa.Column('id', sqlmodel.sql.sqltypes.AutoString(), nullable=False),
     sa.Column('model', sqlmodel.sql.sqltypes.AutoString(), nullable=False),
@@ -202,6 +209,8 @@ def upgrade() -> None:
     sa.Column('ood_score', sa.Float(), nullable=True),
     sa.Column('answer', sa.JSON(), nullable=False),
     sa.Column('blind', sa.Boolean(), nullable=False),
+    sa.Column('truth', sa.JSON(), nullable=True),
+    sa.Column('overlap', sa.Integer(), nullable=False),
     sa.Column('state', sqlmodel.sql.sqltypes.AutoString(), nullable=False),
     sa.Column('project_id', sa.Integer(), nullable=True),
     sa.Column('studio_task_id', sa.Integer(), nullable=True),
@@ -245,6 +254,7 @@ def upgrade() -> None:
     sa.Column('slug', sqlmodel.sql.sqltypes.AutoString(length=64), nullable=False),
     sa.Column('task', sqlmodel.sql.sqltypes.AutoString(), nullable=False),
     sa.Column('classes', sa.JSON(), nullable=False),
+    sa.Column('retired', sa.JSON(), nullable=True),
     sa.Column('family', sqlmodel.sql.sqltypes.AutoString(), nullable=False),
     sa.Column('params', sa.JSON(), nullable=False),
     sa.Column('created_at', sa.Float(), nullable=False),
@@ -390,6 +400,7 @@ def downgrade() -> None:
 
     op.drop_table('training_run')
     op.drop_table('studio_project')
+    op.drop_table('label_report')
     op.drop_table('secret')
     op.drop_table('sample')
     op.drop_table('run_progress')

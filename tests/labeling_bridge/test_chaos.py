@@ -1,0 +1,35 @@
+"""Whatever Label Studio, its network and our own processes do: every sample one task, every answer once."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.faults.bridge_chaos import Chaos, Plan, Verdict
+from tests.studio_fixture import FakeStudio, RealStudio
+
+pytestmark = pytest.mark.slow
+REAL = Plan(samples=500, answers=0.3, bridge_kills=3, studio_kills=2, deleted_tasks=5, pace=6.0, settle_s=150.0)
+
+
+def check(verdict: Verdict, samples: int) -> None:
+    """The promise, in numbers."""
+    assert (verdict.tasks, verdict.twice, verdict.missing) == (samples, 0, 0), verdict
+    assert verdict.without_prediction == 0, verdict
+    assert not verdict.lost_by_us, verdict
+    assert not verdict.wrong, verdict
+    assert not verdict.trained_on_nothing, verdict
+    assert verdict.drawn_gone == 0, verdict
+    assert verdict.submitted > samples / 10, f"nobody was working: {verdict}"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_nothing_is_lost_and_nothing_doubled_in_a_bad_hour(fake_studio: FakeStudio, tmp_path, seed: int) -> None:
+    """Labels are the most expensive thing here; each fault alone is easy, together they are what happens."""
+    plan = Plan()
+    check(Chaos(fake_studio, tmp_path / "home", seed, plan).run(), plan.samples)
+
+
+@pytest.mark.studio
+def test_the_real_server_has_a_bad_hour_too(real_studio: RealStudio, tmp_path) -> None:
+    """The fake only does what we know of; the real one is killed, on SQLite, with the labelers at work."""
+    check(Chaos(real_studio, tmp_path / "home", 1, REAL).run(), REAL.samples)
