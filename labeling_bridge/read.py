@@ -61,7 +61,9 @@ def read(running: Running) -> dict[str, Any]:
         statement = select(StudioProject)
         if "model" in payload:
             statement = statement.where(StudioProject.model == payload["model"])
-        projects = session.exec(statement).all()
+        projects = list(session.exec(statement))
+    if not projects and "hinted" in payload:  # deleted there, and not made again yet
+        projects = [StudioProject(model=payload["model"], project_id=payload["project_id"], label_config="")]
     changed: dict[str, int] = {}
     if projects:
         with Studio.open(running.context) as studio:

@@ -420,6 +420,8 @@ class Chaos:
             if mine is None or mine.updated_at != annotation["updated_at"]:
                 verdict.lost_by_us.append(f"annotation {number} stands in Label Studio and not with us")
         for said in self.said:
+            if said.gone_at is None and (said.project != project_id or said.task not in {t.id for t in tasks}):
+                said.gone_at = said.at  # it was deleted before its labeler had written it down
             mine = newest.get((said.project, said.annotation))
             polled = any(
                 began > said.at and ended is not None and ended < (said.gone_at or 1e18) for began, ended in polls
