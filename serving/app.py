@@ -15,15 +15,17 @@ from typing import Any
 
 from litestar import Litestar, Router
 from litestar.config.cors import CORSConfig
-from litestar.datastructures import MutableScopeHeaders
+from litestar.datastructures import MutableScopeHeaders, State
 from litestar.openapi import OpenAPIConfig
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 import sutdol
 from serving import (
     answers,
+    frames,
     inference_operations,
     inference_protocol,
+    live,
     openapi,
     operations,
     predict,
@@ -46,10 +48,14 @@ _EXPOSED_HEADERS = ["X-Request-Id", "Retry-After", _LENGTH]
 
 
 def create_app(context: Context, routers: list[Router] | None = None) -> Litestar:
-    """The server's app. `routers` are those of the sibling packages, each made by its `build(context)`."""
+    """The server's app. `routers` are those of the sibling packages, each made by its `build(context)`.
+
+    `app.state.close_streams()` ends every feed and video stream, which would otherwise last as long as their clients like.
+    """
     settings = context.settings
     metrics = Metrics()
-    log = LogWriter(context.database, context.store, metrics)
+    feed, streams = live.Feed(), frames.Streams()
+    log = LogWriter(context.database, context.store, metrics, told=feed.told)
     slots = Slots(context, metrics)
     statistics = Statistics()
     engine = Engine(
@@ -93,7 +99,13 @@ def create_app(context: Context, routers: list[Router] | None = None) -> Litesta
         expose_headers=_EXPOSED_HEADERS,
         max_age=600,
     )
+
+    def close_streams() -> None:
+        feed.close()
+        streams.close()
+
     return Litestar(
+        state=State({"close_streams": close_streams}),
         route_handlers=[
             predict.build(context, slots, engine, log, keyring, bodies),
             operations.build(context, slots, engine, log, keyring, metrics),
@@ -102,6 +114,8 @@ def create_app(context: Context, routers: list[Router] | None = None) -> Litesta
                 slots, engine, keyring, bodies, ready=partial(operations.in_the_way, slots, engine, log)
             ),
             inference_operations.build(context, slots, statistics, keyring, bodies),
+            live.build(feed, keyring),
+            frames.build(slots, engine, keyring, streams, settings.max_body_bytes),
             *(routers or []),
         ],
         middleware=[_timed],

@@ -86,6 +86,7 @@ async def _run(app: Litestar, host: str, port: int) -> None:
         log.info("serving", url=f"http://{host}:{port}", pid=os.getpid())
         await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
+        app.state.close_streams()
         server.stop()  # type: ignore[no-untyped-call]
         _, late = await asyncio.wait({serving}, timeout=GRACE_S)
     if late:

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 import structlog
 from litestar import Request, Response
+from litestar.connection import ASGIConnection
 from litestar.exceptions import HTTPException
 from litestar.types import ExceptionHandlersMap
 
@@ -24,6 +25,7 @@ from sutdol.errors import AuthError, BusyError, SetupError, StudioError, SutdolE
 from sutdol.tables import new_id
 
 MEDIA_TYPE = "application/problem+json"
+Connection = ASGIConnection[Any, Any, Any, Any]
 _FOR_OPERATORS = (SetupError, TrainingError)
 """Their texts may hold paths and settings of the server."""
 
@@ -62,12 +64,14 @@ def response(
     )
 
 
-def of(request: Request[Any, Any, Any], error: SutdolError) -> Problem:
+def of(connection: Connection, error: SutdolError) -> Problem:
     """An expected failure as a problem; what only operators may read is logged and becomes an incident."""
     if isinstance(error, _FOR_OPERATORS):
-        return _incident(request, error)
+        return _incident(connection, error)
     if error.status >= 500 and not isinstance(error, BusyError | StudioError):
-        structlog.get_logger("serving").error("request failed", path=request.url.path, error=str(error), exc_info=error)
+        structlog.get_logger("serving").error(
+            "request failed", path=connection.url.path, error=str(error), exc_info=error
+        )
     return _problem(error.code, error.status, error.message, hint=error.hint)
 
 
@@ -105,10 +109,10 @@ def _unexpected(request: Request[Any, Any, Any], error: Exception) -> Response[b
     return response(request, _incident(request, error))
 
 
-def _incident(request: Request[Any, Any, Any], error: Exception) -> Problem:
-    incident = str(getattr(request.state, "request_id", None) or new_id())
+def _incident(connection: Connection, error: Exception) -> Problem:
+    incident = str(getattr(connection.state, "request_id", None) or new_id())
     structlog.get_logger("serving").error(
-        "incident", incident=incident, method=request.method, path=request.url.path, exc_info=error
+        "incident", incident=incident, method=connection.scope.get("method"), path=connection.url.path, exc_info=error
     )
     text = "something went wrong here; it is in the server's log under this incident"
     return _problem("incident", 500, text, incident=incident)
