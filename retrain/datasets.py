@@ -1,105 +1,39 @@
-"""Labelled photos come in, and immutable dataset versions go out.
+"""Immutable dataset versions: frozen, counted, described, compared, and written out again.
 
-    folder -> formats -> records -> admit, decode, store bytes -> one transaction: samples, labels, classes, data set
     labels of a model -> freeze -> DatasetVersion with its items (copied, so labels may change later)
+    DatasetVersion -> statistics | diff | export (a folder or a zip in any of FORMATS)
 
-An import is all in or not in: rows are written in one transaction at its end. Bytes are stored before it, under their
-hash, where a second try finds them again. A sample's split is fixed for ever by its first label row.
+Photos come in by `retrain.imports`. A version is copied inside the database and read in slices, so that a hundred thousand
+samples take seconds and no memory.
 
-Errors: DatasetError (what the data set says, or labels that do not fit the model), NotFoundError (no such model).
+Errors: DatasetError (no labels yet, a format that cannot hold them), NotFoundError (no such model or version).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import sqlalchemy as sa
-from sqlmodel import Session, SQLModel, col, select
+from sqlmodel import Session, col, select
 
-from retrain import formats
-from retrain.formats import Import, LeftOut, Record
-from sutdol import images, registry
+from retrain.formats import FORMATS, Photo
+from retrain.formats.records import SUFFIX
+from retrain.imports import import_folder, import_records
+from retrain.splits import RATIOS, assign_splits
+from retrain.staging import canonical, class_names
+from sutdol import registry
 from sutdol.context import Context
-from sutdol.db import insert_for
-from sutdol.errors import DatasetError, ImageError
-from sutdol.events import tell
-from sutdol.tables import Dataset, DatasetItem, DatasetVersion, LabelRow, Model, Sample, now
-from sutdol.types import Box, Label, Split
+from sutdol.errors import DatasetError, unknown
+from sutdol.tables import DatasetItem, DatasetVersion, LabelRow, Sample, new_id
+from sutdol.types import Label, Split
 
-RATIOS = (0.7, 0.1, 0.2)
-"""Shares of train, val and test for photos whose data set says nothing."""
-REPORTED = 1000
-"""Entries of "left out" and "merged" that a report keeps; it always has the counts of all."""
-_CHUNK = 500
-
-Progress = Callable[[int, int], None]
-"""Called with (photos done, photos in all); may raise `Cancelled`."""
-
-
-@dataclass(frozen=True)
-class _Admitted:
-    record: Record
-    image: images.Image
-    """Without its bytes: they are in the store already."""
-    size_bytes: int
-
-
-def import_folder(
-    context: Context,
-    model: str,
-    path: Path,
-    *,
-    format: str | None = None,
-    limit_train: float | int | None = None,
-    only: Collection[str] | None = None,
-    ratios: tuple[float, float, float] = RATIOS,
-    progress: Progress | None = None,
-) -> Dataset:
-    """Import a data set from disk for `model`; its new classes are added to the model's list, sorted by name.
-
-    Args:
-        format: a name of FORMATS; None recognises it.
-        limit_train: keep only so many training photos (int), or that share of them (float in (0, 1]), always the same
-            ones; val and test stay whole. A later import without it brings in the rest.
-        only: import only photos with one of these stems (file names without ending).
-        ratios: train, val, test for photos without a given split, and for a split that the data set lacks.
-
-    Returns:
-        The data set's row; `report` has counts, and every file left out with line and reason.
-
-    Raises:
-        DatasetError: nothing was imported. NotFoundError: no such model.
-    """
-    with context.database.read() as session:
-        registry.get_model(session, model)
-    found = formats.read(path, format=format)
-    if only is not None:
-        wanted = {name.casefold() for name in only}
-        found.records = [r for r in found.records if Path(r.name).stem.casefold() in wanted]
-        if missing := wanted - {Path(r.name).stem.casefold() for r in found.records}:
-            raise DatasetError(f"no photo named {sorted(missing)[0]!r} in {path.name} ({len(missing)} names unknown)")
-    return _import(context, model, found, limit_train=limit_train, ratios=ratios, progress=progress)
-
-
-def import_records(
-    context: Context,
-    model: str,
-    records: Sequence[Record],
-    *,
-    format: str = "records",
-    limit_train: float | int | None = None,
-    ratios: tuple[float, float, float] = RATIOS,
-    progress: Progress | None = None,
-) -> Dataset:
-    """The same for photos that are in memory, or that no reader knows; see `import_folder`."""
-    found = Import(format, list(records))
-    return _import(context, model, found, limit_train=limit_train, ratios=ratios, progress=progress)
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+_SLICE = 2000
 
 
 def freeze(session: Session, model: str) -> DatasetVersion:
@@ -109,31 +43,70 @@ def freeze(session: Session, model: str) -> DatasetVersion:
         DatasetError: the model has no labels yet. NotFoundError: no such model.
     """
     known = registry.get_model(session, model)
-    rows = session.exec(select(LabelRow).where(LabelRow.model == model).order_by(col(LabelRow.sample_id))).all()
-    if not rows:
-        raise DatasetError(f"{model} has no labelled samples yet", hint="import a data set or answer label tasks")
-    digest = _digest((r.sample_id, r.split, _canonical(r.value), r.source) for r in rows)
-    same = session.exec(
-        select(DatasetVersion).where(DatasetVersion.model == model, DatasetVersion.digest == digest)
-    ).first()
-    if same is not None:
-        return same
-    newest = session.exec(select(sa.func.max(DatasetVersion.number)).where(DatasetVersion.model == model)).one()
-    version = DatasetVersion(
-        model=model,
-        number=(newest or 0) + 1,
-        digest=digest,
-        test_digest=_digest((r.sample_id, _canonical(r.value)) for r in rows if r.split == "test"),
-        classes=list(known.classes),
-        counts=_counts(rows),
-    )
-    session.add(version)
-    session.flush()
-    columns = ("sample_id", "split", "value", "source", "arm", "weight")
-    for chunk in _chunks(rows):
-        values = [{c: getattr(r, c) for c in columns} | {"dataset_version_id": version.id} for r in chunk]
-        session.execute(sa.insert(DatasetItem), values)
+    version_id = new_id()
+    # Copied first and counted from the copy: labels that people change meanwhile are either in both or in neither.
+    with session.begin_nested() as nested:
+        columns = ("sample_id", "split", "value", "source", "arm", "weight")
+        copied = sa.select(sa.literal(version_id), *(getattr(LabelRow, c) for c in columns)).where(
+            col(LabelRow.model) == model
+        )
+        session.execute(sa.insert(DatasetItem).from_select(["dataset_version_id", *columns], copied))
+        digest, test_digest, counts = _digests(session, version_id)
+        if not counts["splits"]:
+            raise DatasetError(f"{model} has no labelled samples yet", hint="import a data set or answer label tasks")
+        same = session.exec(
+            select(DatasetVersion).where(DatasetVersion.model == model, DatasetVersion.digest == digest)
+        ).first()
+        if same is not None:
+            nested.rollback()
+            return same
+        newest = session.exec(select(sa.func.max(DatasetVersion.number)).where(DatasetVersion.model == model)).one()
+        version = DatasetVersion(
+            id=version_id,
+            model=model,
+            number=(newest or 0) + 1,
+            digest=digest,
+            test_digest=test_digest,
+            classes=list(known.classes),
+            counts=counts,
+            tags=[],
+        )
+        session.add(version)
     return version
+
+
+def _digests(session: Session, version_id: str) -> tuple[str, str, dict[str, Any]]:
+    """(digest of all items, digest of the test items, counts), in one pass over the copy."""
+    whole, test = hashlib.sha256(), hashlib.sha256()
+    splits: Counter[str] = Counter()
+    sources: Counter[str] = Counter()
+    classes: dict[str, Counter[str]] = {s: Counter() for s in SPLITS}
+    for sample_id, split, value, source in _columns(session, version_id, "sample_id", "split", "value", "source"):
+        label = msgspec.convert(value, Label)
+        text = canonical(label)
+        whole.update(msgspec.json.encode((sample_id, split, text, source)) + b"\n")
+        if split == "test":
+            test.update(msgspec.json.encode((sample_id, text)) + b"\n")
+        splits[split] += 1
+        sources[source] += 1
+        classes[split].update(class_names(label))
+    counts = {
+        "splits": dict(sorted(splits.items())),
+        "sources": dict(sorted(sources.items())),
+        "classes": {split: dict(sorted(found.items())) for split, found in classes.items()},
+    }
+    return whole.hexdigest(), test.hexdigest(), counts
+
+
+def _columns(session: Session, version_id: str, *names: str) -> Iterator[Any]:
+    """Columns of a version's items, sorted by sample id, in slices."""
+    query = (
+        sa.select(*(getattr(DatasetItem, name) for name in names))
+        .where(col(DatasetItem.dataset_version_id) == version_id)
+        .order_by(col(DatasetItem.sample_id))
+        .execution_options(yield_per=_SLICE)
+    )
+    yield from session.execute(query)
 
 
 def items(session: Session, dataset_version_id: str, split: Split | None = None) -> list[DatasetItem]:
@@ -149,286 +122,206 @@ def label_of(item: DatasetItem | LabelRow) -> Label:
     return msgspec.convert(item.value, Label)
 
 
-def assign_splits(
-    units: Sequence[tuple[str, str]], ratios: tuple[float, float, float] = RATIOS, *, salt: str = ""
-) -> list[Split]:
-    """Splits for `units` of (key, stratum), deterministic by hash and stratified: every stratum is shared out by `ratios`.
-
-    Every stratum keeps at least one unit in train; what it is too small to give to test and val, the next one gives.
+def get_version(session: Session, model: str, number: int | None = None) -> DatasetVersion:
+    """Dataset version `number` of `model`, or the newest one.
 
     Raises:
-        DatasetError: ratios that are negative or do not add up to 1.
-
-    >>> assign_splits([(str(i), "cat") for i in range(10)]).count("test")
-    2
+        NotFoundError: there is no such version; lists those there are.
     """
-    if min(ratios) < 0 or abs(sum(ratios) - 1) > 1e-6:
-        raise DatasetError(f"split ratios: expected three shares that add up to 1, found {ratios}")
-    strata: dict[str, list[int]] = defaultdict(list)
-    for index, (_, stratum) in enumerate(units):
-        strata[stratum].append(index)
-    splits: list[Split] = ["train"] * len(units)
-    owed_test, owed_val = 0.0, 0.0
-    for stratum in sorted(strata):
-        members = sorted(strata[stratum], key=lambda i: _rank(units[i][0], salt))
-        owed_test += ratios[2] * len(members)
-        owed_val += ratios[1] * len(members)
-        room = len(members) - (1 if ratios[0] > 0 else 0)
-        tests = min(room, round(owed_test))
-        vals = min(room - tests, round(owed_val))
-        owed_test, owed_val = owed_test - tests, owed_val - vals
-        for place, index in enumerate(members[: tests + vals]):
-            splits[index] = "test" if place < tests else "val"
-    return splits
+    registry.get_model(session, model)
+    query = select(DatasetVersion).where(DatasetVersion.model == model).order_by(col(DatasetVersion.number).desc())
+    found = session.exec(query if number is None else query.where(DatasetVersion.number == number)).first()
+    if found is None:
+        known = session.exec(select(DatasetVersion.number).where(DatasetVersion.model == model)).all()
+        raise unknown("dataset version", number if number is not None else "newest", [str(n) for n in sorted(known)])
+    return found
 
 
-def _import(
-    context: Context,
-    model: str,
-    found: Import,
-    *,
-    limit_train: float | int | None,
-    ratios: tuple[float, float, float],
-    progress: Progress | None,
-) -> Dataset:
-    if limit_train is not None and (limit_train <= 0 or (isinstance(limit_train, float) and limit_train > 1)):
-        raise DatasetError(f"limit_train: expected a count, or a share in (0, 1], found {limit_train}")
-    with context.database.read() as session:
-        known = registry.get_model(session, model)
-        _check_task(known, found)
-    admitted = _admit(context, found, progress)
-    merged: list[LeftOut] = []
-    unique = _merge(admitted, found, merged)
-    with_splits = _split(unique, found, ratios)
-    chosen = _limit(with_splits, limit_train)
-    if not chosen:
-        first = f"; the first: {found.left_out[0].file}: {found.left_out[0].reason}" if found.left_out else ""
-        raise DatasetError(f"{found.format}: expected usable labelled photos, found none{first}")
-    with context.database.begin() as session:
-        return _write(session, model, chosen, found, merged, offered=len(with_splits))
+def describe(row: Any, *, name: str | None = None, tags: Iterable[str] | None = None, memo: str | None = None) -> None:
+    """Give a Dataset or DatasetVersion a name, tags and a memo; None leaves one as it is."""
+    if name is not None:
+        row.name = name
+    if tags is not None:
+        row.tags = sorted(set(tags))
+    if memo is not None:
+        row.memo = memo
 
 
-def _check_task(model: Model, found: Import) -> None:
-    """Labels of the wrong kind are a mistake of the whole import, not of one photo."""
-    for record in found.records:
-        classes, boxes = record.label.classes, record.label.boxes
-        if model.task == "detect" and classes:
-            wrong = f"{model.slug} detects objects, expected boxes, found the class {classes[0]!r}"
-        elif model.task != "detect" and boxes:
-            wrong = f"{model.slug} is a {model.task} model, expected classes, found boxes"
-        elif model.task == "classify" and len(classes) != 1:
-            wrong = f"{model.slug} classifies, expected one class, found {len(classes)}"
-        else:
-            continue
-        raise DatasetError(f"{record.name}: {wrong}", hint="import into a model of the right task")
+def statistics(session: Session, version: DatasetVersion) -> dict[str, Any]:
+    """What a version consists of: images and labels per class and split, imbalance, sizes of photos and boxes.
 
-
-def _admit(context: Context, found: Import, progress: Progress | None) -> list[_Admitted]:
-    """Open every photo, compare its size with the annotation, store its bytes."""
-    admitted = []
-    for number, record in enumerate(found.records, 1):
-        try:
-            image = images.admit(record.read())
-            images.decode(image.data, cover_hw=(1, 1))  # a truncated photo must not wait for the training to be found
-        except ImageError as error:
-            found.leave_out(record.name, 0, str(error))
-        else:
-            fitted = _fit_label(record, image, found)
-            if fitted is not None:
-                context.store.put(f"samples/{image.sample_id}", image.data)
-                admitted.append(
-                    _Admitted(replace(fitted, data=b"", path=None), replace(image, data=b""), len(image.data))
-                )
-        if progress is not None:
-            progress(number, len(found.records))
-    return admitted
-
-
-def _fit_label(record: Record, image: images.Image, found: Import) -> Record | None:
-    wh, declared = (image.width_px, image.height_px), record.declared_wh
-    if declared is not None and declared != wh:
-        turned = " (turned by its EXIF orientation)" if declared == wh[::-1] else ""
-        reason = f"the annotation says {declared[0]} x {declared[1]} pixels, the photo has {wh[0]} x {wh[1]}{turned}"
-        found.leave_out(record.name, 0, f"{reason}; annotate the upright photo")
-        return None
-    if not record.label.boxes:
-        return record
-    boxes: list[Box] = formats.clip_boxes([(box, 0) for box in record.label.boxes], wh, record.name, found)
-    return replace(record, label=Label(classes=record.label.classes, boxes=boxes))
-
-
-def _merge(admitted: list[_Admitted], found: Import, merged: list[LeftOut]) -> list[_Admitted]:
-    """One entry per content. Copies that agree are merged; copies that disagree are all left out."""
-    by_id: dict[str, list[_Admitted]] = defaultdict(list)
-    for entry in admitted:
-        by_id[entry.image.sample_id].append(entry)
-    unique = []
-    for copies in by_id.values():
-        first = copies[0].record
-        if len({_canonical(msgspec.to_builtins(c.record.label)) for c in copies}) > 1:
-            for copy in copies:
-                others = ", ".join(c.record.name for c in copies if c is not copy)
-                found.leave_out(copy.record.name, 0, f"the same photo is labelled differently as {others}")
-            continue
-        for copy in copies[1:]:
-            merged.append(LeftOut(copy.record.name, 0, f"the same photo as {first.name}"))
-        # A copy in test and one in train would let the test set be learned by heart.
-        splits = {c.record.split for c in copies}
-        split = next((s for s in _SAFEST if s in splits), None)
-        unique.append(replace(copies[0], record=replace(first, split=split)))
-    return unique
-
-
-_SAFEST: tuple[Split, ...] = ("test", "val", "train")
-
-
-def _split(unique: list[_Admitted], found: Import, ratios: tuple[float, float, float]) -> list[tuple[_Admitted, Split]]:
-    """Keep the splits that the data set gives, and share out the rest; a val or test that is missing is cut from train."""
-    given: set[Split] = {e.record.split for e in unique if e.record.split is not None}
-    open_entries = [e for e in unique if e.record.split is None]
-    splits: dict[str, Split] = {e.image.sample_id: e.record.split for e in unique if e.record.split is not None}
-    splits |= _by_unit(open_entries, ratios)
-    lacking = [s for s, ratio in (("val", ratios[1]), ("test", ratios[2])) if s not in given and ratio > 0]
-    if given and lacking and not open_entries:
-        val, test = (r if s in lacking else 0.0 for s, r in (("val", ratios[1]), ("test", ratios[2])))
-        training = [e for e in unique if splits[e.image.sample_id] == "train"]
-        splits |= _by_unit(training, (1 - val - test, val, test))
-        found.notes.append(f"the data set has no {' and no '.join(lacking)}; cut from its train")
-    return [(entry, splits[entry.image.sample_id]) for entry in unique]
-
-
-def _by_unit(entries: list[_Admitted], ratios: tuple[float, float, float]) -> dict[str, Split]:
-    units: dict[str, list[_Admitted]] = defaultdict(list)
-    for entry in entries:
-        units[f"group:{entry.record.group}" if entry.record.group else entry.image.sample_id].append(entry)
-    frequency = Counter(name for e in entries for name in set(_class_names(e.record.label)))
-    keyed = [(key, _stratum([e.record.label for e in members], frequency)) for key, members in units.items()]
-    return {
-        entry.image.sample_id: split
-        for (key, _), split in zip(keyed, assign_splits(keyed, ratios), strict=True)
-        for entry in units[key]
-    }
-
-
-def _stratum(labels: list[Label], frequency: Counter[str]) -> str:
-    """The rarest class of a unit, because the rarest class is the one that a split can lack."""
-    names = {name for label in labels for name in _class_names(label)}
-    return min(names, key=lambda name: (frequency[name], name), default="")
-
-
-def _class_names(label: Label) -> list[str]:
-    return [*label.classes, *(box.label for box in label.boxes)]
-
-
-def _limit(entries: list[tuple[_Admitted, Split]], limit: float | int | None) -> list[tuple[_Admitted, Split]]:
-    if limit is None:
-        return entries
-    training = sorted((e.image.sample_id for e, split in entries if split == "train"), key=lambda i: _rank(i, "limit"))
-    kept = set(training[: round(limit * len(training)) if isinstance(limit, float) else limit])
-    return [(e, split) for e, split in entries if split != "train" or e.image.sample_id in kept]
-
-
-def _write(
-    session: Session,
-    model: str,
-    chosen: list[tuple[_Admitted, Split]],
-    found: Import,
-    merged: list[LeftOut],
-    *,
-    offered: int,
-) -> Dataset:
-    present: dict[str, LabelRow] = {}
-    for chunk in _chunks([entry.image.sample_id for entry, _ in chosen]):
-        query = select(LabelRow).where(LabelRow.model == model, col(LabelRow.sample_id).in_(chunk))
-        present |= {row.sample_id: row for row in session.exec(query)}
-    samples, labels, added, known = [], [], [], 0
-    for entry, split in chosen:
-        image, record = entry.image, entry.record
-        value = msgspec.to_builtins(record.label)
-        if (there := present.get(image.sample_id)) is not None:
-            if _canonical(there.value) == _canonical(value):
-                known += 1
-            else:
-                found.leave_out(
-                    record.name, 0, f"this photo is in the data of {model} with another label ({there.source})"
-                )
-            continue
-        size = {"width_px": image.width_px, "height_px": image.height_px, "media_type": image.media_type}
-        samples.append({"id": image.sample_id, "size_bytes": entry.size_bytes, "created_at": now()} | size)
-        labels.append(
-            {"model": model, "sample_id": image.sample_id, "value": value, "source": "imported", "arm": None}
-            | {"weight": 1.0, "split": split, "created_at": now(), "updated_at": now()}
+    Returns:
+        images, splits, sources, classes {name: {split: labels}}, imbalance (largest / smallest class of train; None when
+        one is missing there), empty (images without any label), photo_px {min, median, max} of the longer side,
+        box_share {p5, median, p95} of a box's longer side in its photo's, boxes_per_image, drawn (items of the `drawn` arm
+        in test: recent traffic).
+    """
+    per_class: dict[str, dict[str, int]] = {name: dict.fromkeys(SPLITS, 0) for name in version.classes}
+    sides: Counter[int] = Counter()
+    shares: Counter[int] = Counter()  # in thousandths, so that memory does not grow with the boxes
+    empty = boxes = drawn = 0
+    query = (
+        sa.select(
+            col(DatasetItem.split),
+            col(DatasetItem.value),
+            col(DatasetItem.arm),
+            col(Sample.width_px),
+            col(Sample.height_px),
         )
-        added.append((record, split))
-    _insert_new(session, Sample, samples, key=["id"])
-    _insert_new(session, LabelRow, labels, key=["model", "sample_id"])
-    records = [record for record, _ in added]
-    classes = formats.count_labels(records)
-    registry.add_classes(session, model, list(classes))
-    found.left_out.sort(key=lambda e: (e.file, e.line))
-    row = Dataset(
-        model=model,
-        format=found.format,
-        report={
-            "imported": len(added),
-            "already_there": known,
-            "not_chosen": offered - len(chosen),
-            "boxes": sum(len(r.label.boxes) for r in records),
-            "clipped_boxes": found.clipped,
-            "classes": classes,
-            "splits": {s: sum(split == s for _, split in added) for s in ("train", "val", "test")},
-            "left_out_count": len(found.left_out),
-            "left_out": [vars(e) for e in found.left_out[:REPORTED]],
-            "merged_count": len(merged),
-            "merged": [vars(e) for e in merged[:REPORTED]],
-            "notes": found.notes,
-        },
+        .join(Sample, col(Sample.id) == col(DatasetItem.sample_id))
+        .where(col(DatasetItem.dataset_version_id) == version.id)
+        .execution_options(yield_per=_SLICE)
     )
-    session.add(row)
-    text = (
-        f"{len(added)} labelled photos imported into {model} ({found.format}), {len(found.left_out)} entries left out"
-    )
-    tell(session, "dataset.imported", text, model=model, dataset_id=row.id)
-    return row
-
-
-def _insert_new(session: Session, table: type[SQLModel], rows: list[dict[str, Any]], *, key: list[str]) -> None:
-    """Bulk insert; rows whose key is there already stay as they are."""
-    for chunk in _chunks(rows):
-        session.execute(insert_for(session)(table).on_conflict_do_nothing(index_elements=key), list(chunk))
-
-
-def _counts(rows: Sequence[LabelRow]) -> dict[str, Any]:
-    per_class: dict[str, Counter[str]] = {s: Counter() for s in ("train", "val", "test")}
-    for row in rows:
-        per_class[row.split].update(_class_names(msgspec.convert(row.value, Label)))
+    for split, value, arm, width, height in session.execute(query):
+        label = msgspec.convert(value, Label)
+        sides[max(width, height)] += 1
+        names = class_names(label)
+        empty += not names
+        drawn += arm == "drawn" and split == "test"
+        boxes += len(label.boxes)
+        for name in names:
+            per_class.setdefault(name, dict.fromkeys(SPLITS, 0))[split] += 1
+        for box in label.boxes:
+            shares[round(1000 * max(box.x2 - box.x1, box.y2 - box.y1) / max(width, height))] += 1
+    training: list[int] = [counts["train"] for counts in per_class.values()]
+    images = sum(version.counts["splits"].values())
     return {
-        "splits": dict(sorted(Counter(r.split for r in rows).items())),
-        "sources": dict(sorted(Counter(r.source for r in rows).items())),
-        "classes": {split: dict(sorted(counts.items())) for split, counts in per_class.items()},
+        "images": images,
+        "splits": version.counts["splits"],
+        "sources": version.counts["sources"],
+        "classes": per_class,
+        "imbalance": max(training) / min(training) if training and min(training) > 0 else None,
+        "empty": empty,
+        "photo_px": {"min": _quantile(sides, 0), "median": _quantile(sides, 0.5), "max": _quantile(sides, 1)},
+        "box_share": {f"p{round(q * 100)}": _quantile(shares, q) / 1000 for q in (0.05, 0.5, 0.95)} if boxes else None,
+        "boxes_per_image": boxes / images if images else 0.0,
+        "drawn": drawn,
     }
 
 
-def _canonical(value: dict[str, Any]) -> str:
-    """One text per label: keys sorted, boxes sorted, so that equal labels have equal digests."""
-    label = msgspec.convert(value, Label)
-    boxes = sorted((b.label, b.x1, b.y1, b.x2, b.y2) for b in label.boxes)
-    return msgspec.json.encode([sorted(label.classes), boxes]).decode()
+def _quantile(counts: Counter[int], share: float) -> int:
+    """The smallest value that `share` of all counted ones do not exceed; 0 of nothing."""
+    wanted, seen = share * sum(counts.values()), 0
+    for value in sorted(counts):
+        seen += counts[value]
+        if seen >= wanted:
+            return value
+    return 0
 
 
-def _digest(parts: Iterable[tuple[str, ...]]) -> str:
-    digest = hashlib.sha256()
-    for part in sorted(parts):
-        digest.update(msgspec.json.encode(part) + b"\n")
-    return digest.hexdigest()
+def diff(session: Session, old: DatasetVersion, new: DatasetVersion, *, shown: int = 100) -> dict[str, Any]:
+    """What changed between two versions of one model.
+
+    Returns:
+        added, removed, relabelled, moved: counts; with `_samples` of each, the first `shown` sample ids; classes: classes
+        that are new; per_class: {name: change in labels}.
+    """
+    before, after = sa.orm.aliased(DatasetItem), sa.orm.aliased(DatasetItem)
+    told: dict[str, Any] = {"classes": [name for name in new.classes if name not in old.classes]}
+    change: Counter[str] = Counter()
+    for kind, (one, other, sign) in {"added": (new, old, 1), "removed": (old, new, -1)}.items():
+        query = (
+            sa.select(col(after.sample_id), col(after.value))
+            .outerjoin(
+                before,
+                sa.and_(col(before.dataset_version_id) == other.id, col(before.sample_id) == col(after.sample_id)),
+            )
+            .where(col(after.dataset_version_id) == one.id, col(before.sample_id).is_(None))
+            .order_by(col(after.sample_id))
+            .execution_options(yield_per=_SLICE)
+        )
+        ids: list[str] = []
+        count = 0
+        for sample_id, value in session.execute(query):
+            count += 1
+            ids += [sample_id] if count <= shown else []
+            change.update(dict.fromkeys(class_names(msgspec.convert(value, Label)), sign))
+        told |= {kind: count, f"{kind}_samples": ids}
+    both = (
+        sa.select(col(after.sample_id), col(before.value), col(after.value), col(before.split), col(after.split))
+        .join(before, sa.and_(col(before.dataset_version_id) == old.id, col(before.sample_id) == col(after.sample_id)))
+        .where(col(after.dataset_version_id) == new.id)
+        .order_by(col(after.sample_id))
+        .execution_options(yield_per=_SLICE)
+    )
+    relabelled: list[str] = []
+    moved: list[str] = []
+    for sample_id, was, now_is, split_was, split_is in session.execute(both):
+        first, second = msgspec.convert(was, Label), msgspec.convert(now_is, Label)
+        if canonical(first) != canonical(second):
+            relabelled.append(sample_id)
+            change.update(class_names(second))
+            change.subtract(class_names(first))
+        if split_was != split_is:
+            moved.append(sample_id)
+    for kind, ids in {"relabelled": relabelled, "moved": moved}.items():
+        told |= {kind: len(ids), f"{kind}_samples": ids[:shown]}
+    return told | {"per_class": {name: n for name, n in sorted(change.items()) if n}}
 
 
-def _rank(key: str, salt: str) -> str:
-    return hashlib.sha256(f"{salt}:{key}".encode()).hexdigest()
+def export(
+    context: Context,
+    version: DatasetVersion,
+    folder: Path,
+    format: str,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> int:
+    """Write a version into `folder`, which must not exist or be empty; the number of photos.
+
+    Photos are named by their content, so two of one name cannot meet, and importing the folder gives the same labels.
+
+    Raises:
+        DatasetError: the format cannot hold these labels, or the folder is not empty.
+    """
+    if format not in FORMATS:
+        raise DatasetError(f"unknown format {format!r}", hint=f"known: {', '.join(FORMATS)}")
+    with context.database.read() as session:
+        task = registry.get_model(session, version.model).task
+        if task not in FORMATS[format].tasks:
+            able = [name for name, known in FORMATS.items() if task in known.tasks]
+            raise DatasetError(f"{format} cannot hold the labels of a {task} model", hint=f"choose {' or '.join(able)}")
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise DatasetError(f"{folder.name}: expected a new or empty folder", hint="name another one")
+        folder.mkdir(parents=True, exist_ok=True)
+        writer = FORMATS[format].write(folder, version.classes)
+        total = sum(version.counts["splits"].values())
+        query = (
+            sa.select(col(DatasetItem.sample_id), col(DatasetItem.split), col(DatasetItem.value), *_SAMPLE)
+            .join(Sample, col(Sample.id) == col(DatasetItem.sample_id))
+            .where(col(DatasetItem.dataset_version_id) == version.id)
+            .order_by(col(DatasetItem.sample_id))
+            .execution_options(yield_per=_SLICE)
+        )
+        done = 0
+        for done, (sample_id, split, value, width, height, media_type) in enumerate(session.execute(query), 1):
+            label, key = msgspec.convert(value, Label), f"samples/{sample_id}"
+            read = _reader(context, key)
+            writer.add(Photo(sample_id, SUFFIX[media_type], (width, height), label, split, read))
+            if progress is not None:
+                progress(done, total)
+        writer.close()
+    return done
 
 
-def _chunks(rows: Sequence[Any]) -> Iterable[Sequence[Any]]:
-    return (rows[i : i + _CHUNK] for i in range(0, len(rows), _CHUNK))
+_SAMPLE = (col(Sample.width_px), col(Sample.height_px), col(Sample.media_type))
 
 
-__all__ = ["RATIOS", "assign_splits", "freeze", "import_folder", "import_records", "items", "label_of"]
+def _reader(context: Context, key: str) -> Callable[[], bytes]:
+    return lambda: context.store.get(key)
+
+
+__all__ = [
+    "RATIOS",
+    "assign_splits",
+    "describe",
+    "diff",
+    "export",
+    "freeze",
+    "get_version",
+    "import_folder",
+    "import_records",
+    "items",
+    "label_of",
+    "statistics",
+]

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from retrain import train, trigger
+from retrain import exports, imports, train, trigger
 from sutdol.jobs import Handler
 
-HANDLERS: dict[str, Handler] = {"train": train.handle, "retrain.trigger": trigger.handle}
+HANDLERS: dict[str, Handler] = {
+    "train": train.handle,
+    "retrain.trigger": trigger.handle,
+    "retrain.import": imports.handle,
+    "retrain.export": exports.handle,
+}

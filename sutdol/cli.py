@@ -6,24 +6,21 @@ binds). A sibling whose extra is not installed is a SetupError that names the ex
 
 from __future__ import annotations
 
-import importlib
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import msgspec
 from cyclopts import App, Parameter
 from rich.console import Console
-from rich.table import Table
 
-from sutdol import __version__, cli_versions, images
-from sutdol.context import Context, open_context
+from sutdol import __version__, cli_datasets, cli_versions, images
+from sutdol.context import open_context
 from sutdol.errors import SetupError, SutdolError
-from sutdol.settings import Settings, load
+from sutdol.terminal import Home, console, open_home, parse_params, settings_of, sibling
 
 ROUTERS = ["labeling_bridge.routes"]
 """Modules with `build(context) -> Router`, mounted by `serve`."""
-HANDLERS = {"bridge": ["labeling_bridge.jobs", "retrain.jobs"], "train": ["retrain.jobs"]}
+HANDLERS = {"bridge": ["labeling_bridge.jobs", "retrain.jobs"], "train": ["retrain.jobs"], "batch": ["retrain.jobs"]}
 """Queue -> modules with HANDLERS for it."""
 
 app = App(
@@ -32,10 +29,10 @@ app = App(
     help="Keeps deployed vision models sharp: serve, choose what to label, retrain, prove, hot-swap.\n\n"
     "Settings come from the environment (SUTDOL_...), see `sutdol settings`.",
 )
+app.command(cli_datasets.import_, name="import")
+app.command(cli_datasets.dataset_app)
 keys_app = App(name="keys", help="API keys: create, list, revoke.")
 app.command(keys_app)
-console = Console()
-Home = Annotated[Path | None, Parameter(name="--home", help="Folder of the installation, instead of SUTDOL_HOME.")]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -58,13 +55,13 @@ def up(*, label_studio: bool = True, home: Home = None) -> None:
     from sutdol import up as programs
 
     images.assert_one_cv2()
-    context = _open(home)
+    context = open_home(home)
     key = programs.first_key(context)
     if key:
         console.print(f"first admin key, shown once: [bold]{key}[/]", highlight=False, soft_wrap=True)
     starter = None
     if label_studio and not context.settings.label_studio_url:
-        starter = _sibling("labeling_bridge.server").start
+        starter = sibling("labeling_bridge.server").start
     programs.run(context, start_studio=starter, say=lambda text: console.print(text, highlight=False, soft_wrap=True))
 
 
@@ -104,7 +101,7 @@ def demo(
         check=check,
         sabotage=sabotage,
         labeler=labeler,
-        params=_params(set),
+        params=parse_params(set),
         home=home,
         console=console,
     )
@@ -118,16 +115,16 @@ def serve(*, host: str | None = None, port: int | None = None, home: Home = None
     Example: sutdol serve --port 9000
     """
     images.assert_one_cv2()
-    context = open_context(_settings(home, host=host, port=port))
-    routers = [_sibling(name).build(context) for name in ROUTERS]
-    _sibling("serving.main").serve(context, routers)
+    context = open_context(settings_of(home, host=host, port=port))
+    routers = [sibling(name).build(context) for name in ROUTERS]
+    sibling("serving.main").serve(context, routers)
 
 
 @app.command
 def work(
-    *, queue: Annotated[list[str], Parameter(help="bridge or train; may be repeated.")], home: Home = None
+    *, queue: Annotated[list[str], Parameter(help="bridge, train or batch; may be repeated.")], home: Home = None
 ) -> None:
-    """Do jobs: bridge (Label Studio), train.
+    """Do jobs: bridge (Label Studio), train, batch (imports, exports and what else takes long).
 
     Example: sutdol work --queue bridge --queue train
     """
@@ -139,9 +136,9 @@ def work(
         if name not in HANDLERS:
             raise SetupError(f"queue {name!r}: expected one of {', '.join(HANDLERS)}")
         for module in HANDLERS[name]:
-            known = _sibling(module).HANDLERS
+            known = sibling(module).HANDLERS
             handlers |= {kind: handler for kind, handler in known.items() if KINDS[kind].queue == name}
-    worker.run(_settings(home), queue, handlers)
+    worker.run(settings_of(home), queue, handlers)
 
 
 @app.command
@@ -152,55 +149,7 @@ def clock(*, home: Home = None) -> None:
     """
     from sutdol.jobs import clock as program
 
-    program.run(_settings(home))
-
-
-@app.command(name="import")
-def import_(
-    model: str,
-    path: Path,
-    *,
-    format: str | None = None,
-    task: Literal["classify", "detect"] | None = None,
-    family: str | None = None,
-    home: Home = None,
-) -> None:
-    """Import a labelled data set (voc, imagefolder), all in or not in; makes the model when it is new.
-
-    Example: sutdol import cells ./BCCD --task detect --format voc
-    """
-    from sutdol import registry
-    from sutdol.tables import Model
-
-    context = _open(home)
-    datasets = _sibling("retrain.datasets")
-    kind = task or ("detect" if (path / "Annotations").is_dir() else "classify")
-    with context.database.begin() as session:
-        new = session.get(Model, model) is None
-        if new:
-            registry.create_model(
-                session, model, task=kind, classes=[], family=family or ("yolo" if kind == "detect" else "timm")
-            )
-    try:
-        dataset = datasets.import_folder(context, model, path, format=format)
-    except BaseException:
-        if new:  # all in or not in
-            with context.database.begin() as session:
-                session.delete(session.get_one(Model, model))
-        raise
-    report = dataset.report
-    left_out = report.get("left_out", [])
-    table = Table(title=f"{model}: imported from {path}", show_header=False)
-    for name, value in report.items():
-        if name != "left_out":
-            table.add_row(name, str(value))
-    console.print(table)
-    for row in left_out[:50]:
-        place = f"{row.get('file')}:{row['line']}" if row.get("line") else row.get("file")
-        console.print(f"left out: {place}: {row.get('reason')}", highlight=False, soft_wrap=True)
-    if len(left_out) > 50:
-        console.print(f"and {len(left_out) - 50} more")
-    console.print(f"next: sutdol train {model}")
+    program.run(settings_of(home))
 
 
 @app.command
@@ -219,16 +168,16 @@ def train(
     from sutdol.jobs import worker
     from sutdol.tables import TrainingRun
 
-    context = _open(home)
+    context = open_home(home)
     with context.database.begin() as session:
         registry.get_model(session, model)
-        run = _sibling("retrain.train").start(session, model, cause="by hand", params=_params(set))
+        run = sibling("retrain.train").start(session, model, cause="by hand", params=parse_params(set))
     if run is None:
         raise SetupError(f"{model} is being trained already", hint="see `sutdol status`")
     if not wait:
         console.print(f"run {run.id} is queued; see `sutdol status`", highlight=False)
         return
-    worker.run_pending(context, _sibling("retrain.jobs").HANDLERS)
+    worker.run_pending(context, sibling("retrain.jobs").HANDLERS)
     with context.database.read() as session:
         row = session.get_one(TrainingRun, run.id)
         console.print(f"run {row.id}: {row.state}, version {row.version} {row.error or ''}", highlight=False)
@@ -244,7 +193,7 @@ def models(model: str | None = None, *, home: Home = None) -> None:
     """
     from sutdol import report
 
-    report.models(_open(home), model, console)
+    report.models(open_home(home), model, console)
 
 
 @app.command
@@ -256,7 +205,7 @@ def promote(model: str, version: int, *, home: Home = None) -> None:
     from sutdol import registry
     from sutdol.predictor import Predictor
 
-    context = _open(home)
+    context = open_home(home)
     candidate = Predictor.open(context.store, model, version)
     candidate.warm()
     candidate.check_golden()
@@ -273,7 +222,7 @@ def rollback(model: str, *, home: Home = None) -> None:
     """
     from sutdol import registry
 
-    context = _open(home)
+    context = open_home(home)
     with context.database.begin() as session:
         decision = registry.rollback(session, model, who="command line", text="rolled back by hand")
     console.print(f"{model}: version {decision.candidate} is the champion again")
@@ -287,7 +236,7 @@ def status(*, home: Home = None) -> None:
     """
     from sutdol import report
 
-    report.status(_open(home), console)
+    report.status(open_home(home), console)
 
 
 @app.command
@@ -298,7 +247,7 @@ def doctor(*, home: Home = None) -> None:
     """
     from sutdol import report
 
-    sys.exit(0 if report.doctor(_settings(home), console) else 1)
+    sys.exit(0 if report.doctor(settings_of(home), console) else 1)
 
 
 @app.command
@@ -309,7 +258,7 @@ def settings(*, home: Home = None) -> None:
     """
     from sutdol import report
 
-    report.settings(_settings(home), console)
+    report.settings(settings_of(home), console)
 
 
 @keys_app.command(name="create")
@@ -327,7 +276,7 @@ def keys_create(
     from sutdol import keys
     from sutdol.tables import now
 
-    with _open(home).database.begin() as session:
+    with open_home(home).database.begin() as session:
         key = keys.create(session, name, scope, expires_at=now() + days * 86_400 if days else None)
     console.print(key, highlight=False, soft_wrap=True)
 
@@ -340,7 +289,7 @@ def keys_list(*, home: Home = None) -> None:
     """
     from sutdol import report
 
-    report.keys(_open(home), console)
+    report.keys(open_home(home), console)
 
 
 @keys_app.command(name="revoke")
@@ -351,43 +300,9 @@ def keys_revoke(key_id: str, *, home: Home = None) -> None:
     """
     from sutdol import keys
 
-    with _open(home).database.begin() as session:
+    with open_home(home).database.begin() as session:
         keys.revoke(session, key_id)
     console.print(f"key {key_id} is revoked")
 
 
-cli_versions.add_to(app, lambda home: _open(home), console)
-
-
-def _params(items: list[str]) -> dict[str, Any]:
-    """`epochs=20` becomes {"epochs": 20}; what is no JSON value is text."""
-    params: dict[str, Any] = {}
-    for item in items:
-        name, equals, value = item.partition("=")
-        if not equals:
-            raise SetupError(f"--set {item!r}: expected NAME=VALUE")
-        try:
-            params[name] = msgspec.json.decode(value.encode())
-        except msgspec.DecodeError:
-            params[name] = value
-    return params
-
-
-def _settings(home: Path | None, **overrides: object) -> Settings:
-    given = {name: value for name, value in {"home": home, **overrides}.items() if value is not None}
-    return load(**given)
-
-
-def _open(home: Path | None) -> Context:
-    return open_context(_settings(home))
-
-
-def _sibling(module: str) -> Any:
-    extras = {"labeling_bridge": "label-studio", "retrain": "train"}
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        package = module.split(".")[0]
-        extra = extras.get(package)
-        hint = f"pip install 'sutdol[{extra}]'" if extra else "install sutdol again"
-        raise SetupError(f"{module} needs {error.name}, which is not installed", hint=hint) from error
+cli_versions.add_to(app, open_home, console)

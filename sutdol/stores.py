@@ -1,6 +1,7 @@
 """Where images and models lie: keys to bytes, by URL scheme. STORES maps the scheme to its opener.
 
-Keys are relative, `/`-separated: `samples/<sha256>`, `models/<slug>/<version>/<file>`, `evaluations/<id>.jsonl`.
+Keys are relative, `/`-separated: `samples/<sha256>`, `models/<slug>/<version>/<file>`, `evaluations/<id>.jsonl`,
+`exports/<job>.zip`.
 Objects are immutable: `put` never overwrites, because every key is a hash or a number that is given out once.
 
 Errors: NotFoundError for a missing key, SetupError for a URL that cannot be opened.
@@ -36,6 +37,10 @@ class Store:
         except AlreadyExistsError:
             return False
         return True
+
+    def put_file(self, key: str, path: Path) -> None:
+        """Store a file in parts, so that it need not fit into memory; only for keys that are given out once."""
+        obstore.put(self._inner, key, path)
 
     def get(self, key: str) -> bytes:
         """The bytes of `key`.

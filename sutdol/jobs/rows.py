@@ -48,6 +48,9 @@ class JobKind:
 KINDS: dict[str, JobKind] = {
     "train": JobKind("train", 3),
     "retrain.trigger": JobKind("bridge", 3),
+    "retrain.import": JobKind("batch", 5),
+    "retrain.export": JobKind("batch", 3),
+    "retrain.preview": JobKind("batch", 2),
     "bridge.window": JobKind("bridge", 3),
     "bridge.push": JobKind("bridge", 3),
     "bridge.read": JobKind("bridge", 3),

@@ -4,8 +4,8 @@ Who writes what:
 
     serving            prediction, sample, label_task (state `candidate`), feedback, replica
     labeling_bridge    label_task (from `queued` on), annotation, label (source `annotation`), studio_project
-    retrain            dataset, label (source `imported`), dataset_version, dataset_item, training_run, run_progress,
-                       model_version, evaluation, decision
+    retrain            dataset, label (source `imported`), dataset_version, dataset_item, training_run, run_candidate,
+                       run_progress, model_version, evaluation, decision
     registry           model, alias, decision, event
     jobs               job, job_attempt, message, lease
 
@@ -22,7 +22,15 @@ from sutdol.tables.jobs import Job, JobAttempt, Lease, Message
 from sutdol.tables.labels import Annotation, LabelReport, LabelRow, LabelTask, StudioProject
 from sutdol.tables.models import Alias, Decision, Model, ModelVersion, Replica
 from sutdol.tables.predictions import Feedback, PredictionRow, Sample
-from sutdol.tables.training import Dataset, DatasetItem, DatasetVersion, Evaluation, RunProgress, TrainingRun
+from sutdol.tables.training import (
+    Dataset,
+    DatasetItem,
+    DatasetVersion,
+    Evaluation,
+    RunCandidate,
+    RunProgress,
+    TrainingRun,
+)
 
 __all__ = [
     "Alias",
@@ -46,6 +54,7 @@ __all__ = [
     "ModelVersion",
     "PredictionRow",
     "Replica",
+    "RunCandidate",
     "RunProgress",
     "Sample",
     "Secret",

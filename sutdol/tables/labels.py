@@ -104,6 +104,8 @@ class LabelRow(SQLModel, table=True):
     """1 / inclusion probability for `drawn`, else 1."""
     split: str
     """train | val | test; fixed for ever at the first row. Only imported and `drawn` samples may be in val or test."""
+    sample_group: str | None = Field(default=None, index=True)
+    """Patient, session or camera of an imported sample: all of a group are in one split, those to come as well."""
     created_at: float = Field(default_factory=now, index=True)
     updated_at: float = Field(default_factory=now)
 

@@ -8,13 +8,21 @@ from pathlib import Path
 import pytest
 
 from retrain import formats
-from retrain.formats import Record, read_imagefolder, read_voc
+from retrain.formats import Import, Record
 from sutdol.errors import DatasetError
 from sutdol.types import Label
 from tests.real_data import blood_cells
 from tests.voc_folder import annotation, photo, write_voc
 
 GOOD = ("cat", 1, 2, 20, 21)
+
+
+def read_voc(path: Path) -> Import:
+    return formats.read(path, format="voc")
+
+
+def read_imagefolder(path: Path) -> Import:
+    return formats.read(path, format="imagefolder")
 
 
 def one(tmp_path: Path, xml: str | bytes) -> Path:
@@ -171,7 +179,7 @@ def test_photos_and_annotations_without_their_other_half_are_reported(tmp_path: 
 def test_the_folder_above_a_voc_folder_is_recognised_by_its_child(tmp_path: Path) -> None:
     """One level too high is the usual mistake; the message says which folder was meant."""
     write_voc(tmp_path / "up" / "VOC2012", {"a": [GOOD]})
-    with pytest.raises(DatasetError, match="up/VOC2012 looks like Pascal VOC"):
+    with pytest.raises(DatasetError, match="up/VOC2012 looks like voc"):
         formats.detect_format(tmp_path / "up")
 
 
@@ -216,7 +224,7 @@ def test_a_class_may_be_called_test_when_it_holds_photos_itself(tmp_path: Path) 
 
 def test_an_unknown_format_lists_the_known_ones(tmp_path: Path) -> None:
     """The remedy belongs to the message."""
-    with pytest.raises(DatasetError, match="known: imagefolder, voc"):
+    with pytest.raises(DatasetError, match="known: voc, coco, yolo, csv, imagefolder"):
         formats.read(tmp_path, format="coco2")
 
 

@@ -52,7 +52,7 @@ def test_a_bad_version_is_refused_before_the_alias_moves(context: Context, capsy
         (["models", "nope"], "unknown model 'nope'"),
         (["rollback", "nope"], "unknown model 'nope'"),
         (["train", "nope"], "unknown model 'nope'"),
-        (["work", "--queue", "nope"], "expected one of bridge, train"),
+        (["work", "--queue", "nope"], "expected one of bridge, train, batch"),
         (["import", "flowers", "/does/not/exist"], "expected a folder"),
         (["keys", "revoke", "nope"], "unknown API key"),
         (["demo", "--task", "detect"], "--data DIR"),

@@ -50,9 +50,14 @@ def upgrade() -> None:
     sa.Column('id', sqlmodel.sql.sqltypes.AutoString(), nullable=False),
     sa.Column('model', sqlmodel.sql.sqltypes.AutoString(), nullable=False),
     sa.Column('format', sqlmodel.sql.sqltypes.AutoString(), nullable=False),
+    sa.Column('name', sqlmodel.sql.sqltypes.AutoString(), nullable=False),
+    sa.Column('tags', sa.JSON(), nullable=False),
+    sa.Column('memo', sqlmodel.sql.sqltypes.AutoString(), nullable=False),
     sa.Column('report', sa.JSON(), nullable=False),
+    sa.Column('job_id', sqlmodel.sql.sqltypes.AutoString(), nullable=True),
     sa.Column('created_at', sa.Float(), nullable=False),
-    sa.PrimaryKeyConstraint('id')
+    sa.PrimaryKeyConstraint('id'),
+    sa.UniqueConstraint('job_id')
     )
     with op.batch_alter_table('dataset', schema=None) as batch_op:
         batch_op.create_index(batch_op.f('ix_dataset_model'), ['model'], unique=False)
@@ -75,6 +80,9 @@ def upgrade() -> None:
     sa.Column('test_digest', sqlmodel.sql.sqltypes.AutoString(), nullable=False),
     sa.Column('classes', sa.JSON(), nullable=False),
     sa.Column('counts', sa.JSON(), nullable=False),
+    sa.Column('name', sqlmodel.sql.sqltypes.AutoString(), nullable=False),
+    sa.Column('tags', sa.JSON(), nullable=False),
+    sa.Column('memo', sqlmodel.sql.sqltypes.AutoString(), nullable=False),
     sa.Column('created_at', sa.Float(), nullable=False),
     sa.PrimaryKeyConstraint('id'),
     sa.UniqueConstraint('model', 'number', name='dataset_version_number')
@@ -182,12 +190,14 @@ def upgrade() -> None:
     sa.Column('arm', sqlmodel.sql.sqltypes.AutoString(), nullable=True),
     sa.Column('weight', sa.Float(), nullable=False),
     sa.Column('split', sqlmodel.sql.sqltypes.AutoString(), nullable=False),
+    sa.Column('sample_group', sqlmodel.sql.sqltypes.AutoString(), nullable=True),
     sa.Column('created_at', sa.Float(), nullable=False),
     sa.Column('updated_at', sa.Float(), nullable=False),
     sa.PrimaryKeyConstraint('model', 'sample_id')
     )
     with op.batch_alter_table('label', schema=None) as batch_op:
         batch_op.create_index(batch_op.f('ix_label_created_at'), ['created_at'], unique=False)
+        batch_op.create_index(batch_op.f('ix_label_sample_group'), ['sample_group'], unique=False)
 
     op.create_table('label_report',
     sa.Column('model', sqlmodel.sql.sqltypes.AutoString(), nullable=False),
@@ -298,13 +308,28 @@ def upgrade() -> None:
     sa.Column('heartbeat_at', sa.Float(), nullable=False),
     sa.PrimaryKeyConstraint('id')
     )
+    op.create_table('run_candidate',
+    sa.Column('run_id', sqlmodel.sql.sqltypes.AutoString(), nullable=False),
+    sa.Column('number', sa.Integer(), nullable=False),
+    sa.Column('family', sqlmodel.sql.sqltypes.AutoString(), nullable=False),
+    sa.Column('params', sa.JSON(), nullable=False),
+    sa.Column('state', sqlmodel.sql.sqltypes.AutoString(), nullable=False),
+    sa.Column('epoch', sa.Integer(), nullable=False),
+    sa.Column('epochs', sa.Integer(), nullable=False),
+    sa.Column('score', sa.Float(), nullable=True),
+    sa.Column('training_s', sa.Float(), nullable=False),
+    sa.Column('metrics', sa.JSON(), nullable=True),
+    sa.Column('error', sqlmodel.sql.sqltypes.AutoString(), nullable=True),
+    sa.PrimaryKeyConstraint('run_id', 'number')
+    )
     op.create_table('run_progress',
     sa.Column('run_id', sqlmodel.sql.sqltypes.AutoString(), nullable=False),
+    sa.Column('candidate', sa.Integer(), nullable=False),
     sa.Column('attempt', sa.Integer(), nullable=False),
     sa.Column('epoch', sa.Integer(), nullable=False),
     sa.Column('metrics', sa.JSON(), nullable=False),
     sa.Column('at', sa.Float(), nullable=False),
-    sa.PrimaryKeyConstraint('run_id', 'attempt', 'epoch')
+    sa.PrimaryKeyConstraint('run_id', 'candidate', 'attempt', 'epoch')
     )
     op.create_table('sample',
     sa.Column('id', sqlmodel.sql.sqltypes.AutoString(length=64), nullable=False),
@@ -346,6 +371,7 @@ def upgrade() -> None:
     sa.Column('epochs', sa.Integer(), nullable=False),
     sa.Column('eta_s', sa.Float(), nullable=True),
     sa.Column('timings', sa.JSON(), nullable=True),
+    sa.Column('hints', sa.JSON(), nullable=True),
     sa.Column('error', sqlmodel.sql.sqltypes.AutoString(), nullable=True),
     sa.Column('created_at', sa.Float(), nullable=False),
     sa.Column('started_at', sa.Float(), nullable=True),
@@ -404,6 +430,7 @@ def downgrade() -> None:
     op.drop_table('secret')
     op.drop_table('sample')
     op.drop_table('run_progress')
+    op.drop_table('run_candidate')
     op.drop_table('replica')
     with op.batch_alter_table('prediction', schema=None) as batch_op:
         batch_op.drop_index('prediction_model_sample')
@@ -422,6 +449,7 @@ def downgrade() -> None:
 
     op.drop_table('label_task')
     with op.batch_alter_table('label', schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f('ix_label_sample_group'))
         batch_op.drop_index(batch_op.f('ix_label_created_at'))
 
     op.drop_table('label')
