@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+import zlib
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import cv2
@@ -23,12 +24,15 @@ import PIL.Image
 import simplejpeg
 from numpy.typing import NDArray
 
+from sutdol import headers
 from sutdol.errors import ImageError, SetupError
 
 MAX_PIXELS = 25_000_000
 MAX_SIDE_PX = 16_000
-MAX_SCANS = 64
-"""Progressive JPEGs with hundreds of scans take minutes to decode; real ones have about ten."""
+MAX_DECODE_BYTES = 200_000_000
+"""Memory that one image may take while it is decoded; 25 megapixels fit, but for the hungriest kinds (16 bits, animations)."""
+_STRIP_ROWS = 256
+"""Rows that are converted at a time, so that an image never lies in memory three times."""
 
 OPENCV_DISTRIBUTIONS = (
     "opencv-python-headless",
@@ -37,7 +41,6 @@ OPENCV_DISTRIBUTIONS = (
     "opencv-contrib-python",
 )
 KINDS = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif"}
-_ORIENTATION = 0x0112
 _REORIENT: dict[
     int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 ] = {  # EXIF 2.3, tag 274: what has to be done to the stored pixels
@@ -51,6 +54,11 @@ _REORIENT: dict[
 }
 
 PIL.Image.MAX_IMAGE_PIXELS = None  # our own limit comes first, and Pillow's is a warning that is not thread-safe
+
+_BROKEN = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, OverflowError, EOFError, zlib.error)
+"""What Pillow raises for files that are truncated or broken."""
+_FOR_OPENCV = ("CMYK", "colorspace", "ICC", "subsampling")
+"""What simplejpeg says of JPEGs that are in order but not for it."""
 
 Rgb = NDArray[np.uint8]
 """(h, w, 3), uint8, red first."""
@@ -76,24 +84,28 @@ def admit(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image:
     if not data:
         raise ImageError("image: expected the bytes of a JPEG, PNG, WebP or GIF, found an empty body")
     kind = _sniff(data)
-    if kind == "JPEG" and (scans := data.count(b"\xff\xda")) > MAX_SCANS:
-        raise ImageError(f"JPEG: expected at most {MAX_SCANS} scans, found {scans}", status=413)
-    with _header(data, kind) as header:
-        width, height = header.size
-        if width < 1 or height < 1:
-            raise ImageError(f"{kind}: expected at least 1 x 1 pixels, found {width} x {height}")
-        if width * height > max_pixels or max(width, height) > MAX_SIDE_PX:
-            raise ImageError(
-                f"{kind}: expected at most {max_pixels / 1e6:g} megapixels and {MAX_SIDE_PX} pixels a side, "
-                f"found {width} x {height}",
-                hint="scale it down before sending",
-                status=413,
-            )
-        orientation = _orientation(header, kind)
+    header = headers.read(data, kind)
+    width, height = header.width_px, header.height_px
+    if width < 1 or height < 1:
+        raise ImageError(f"{kind}: expected at least 1 x 1 pixels, found {width} x {height}")
+    if width * height > max_pixels or max(width, height) > MAX_SIDE_PX:
+        raise ImageError(
+            f"{kind}: expected at most {max_pixels / 1e6:g} megapixels and {MAX_SIDE_PX} pixels a side, "
+            f"found {width} x {height}",
+            hint="scale it down before sending",
+            status=413,
+        )
+    if header.decode_bytes > MAX_DECODE_BYTES:
+        raise ImageError(
+            f"{kind}: decoding it takes {header.decode_bytes / 1e6:.0f} MB of memory, the limit is "
+            f"{MAX_DECODE_BYTES / 1e6:.0f}, found {width} x {height}",
+            hint="scale it down, or save it with 8 bits a channel, not progressive, not animated",
+            status=413,
+        )
     if kind == "GIF":
         data, kind = _encode(_first_frame(data), lossless=True), "PNG"
-    elif orientation in _REORIENT:
-        upright = np.ascontiguousarray(_REORIENT[orientation](decode(data)))
+    elif header.orientation in _REORIENT:
+        upright = np.ascontiguousarray(_REORIENT[header.orientation](decode(data)))
         height, width = upright.shape[:2]
         data = _encode(upright, lossless=kind != "JPEG")
         kind = "JPEG" if kind == "JPEG" else "PNG"
@@ -114,12 +126,16 @@ def decode(data: bytes, *, cover_hw: tuple[int, int] | None = None) -> Rgb:
         try:
             return _decode_jpeg(data, cover_hw)
         except ValueError as error:
-            if "CMYK" not in str(error) and "colorspace" not in str(error):
+            if not any(word in str(error) for word in _FOR_OPENCV):
                 raise ImageError("JPEG: truncated or broken") from error
+    elif data[:4] == b"\x89PNG":
+        return _decode_png(data)
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None:
         raise ImageError("image: truncated or broken")
-    return _to_rgb(pixels)
+    if pixels.dtype != np.uint8:
+        raise ImageError(f"image: expected 8 bits a channel, found {pixels.dtype}", status=415)
+    return _to_rgb(pixels)  # type: ignore[arg-type]
 
 
 def pixel_key(rgb: Rgb) -> str:
@@ -153,23 +169,6 @@ def assert_one_cv2() -> None:
         )
 
 
-@contextmanager
-def _header(data: bytes, kind: str) -> Iterator[PIL.Image.Image]:
-    """The image with its header read and no pixel decoded; what Pillow says of a broken file becomes an ImageError."""
-    try:
-        with PIL.Image.open(io.BytesIO(data), formats=[kind]) as header:
-            yield header
-    except (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, OverflowError, EOFError) as error:
-        raise ImageError(f"{kind}: the header cannot be read, the file is truncated or broken") from error
-
-
-def _orientation(header: PIL.Image.Image, kind: str) -> int:
-    """EXIF orientation, 1 to 8. A PNG is asked only when EXIF came before its pixels: Pillow decodes it all to look behind."""
-    if kind == "GIF" or (kind == "PNG" and "exif" not in header.info):
-        return 1
-    return int(header.getexif().get(_ORIENTATION, 1))
-
-
 def _sniff(data: bytes) -> str:
     if data[:3] == b"\xff\xd8\xff":
         return "JPEG"
@@ -194,29 +193,66 @@ def _decode_jpeg(data: bytes, cover_hw: tuple[int, int] | None) -> Rgb:
     return np.asarray(simplejpeg.decode_jpeg(data, "RGB"))
 
 
-def _to_rgb(pixels: NDArray[np.generic]) -> Rgb:
-    if pixels.dtype == np.uint16:
-        pixels = (pixels // 257).astype(np.uint8)
-    if pixels.dtype != np.uint8:
-        raise ImageError(f"image: expected 8 or 16 bits a channel, found {pixels.dtype}", status=415)
-    if pixels.ndim == 2:
-        return np.repeat(pixels[:, :, None], 3, axis=2)
-    if pixels.shape[2] == 4:
-        alpha = pixels[:, :, 3:4].astype(np.uint16)
-        pixels = (pixels[:, :, :3].astype(np.uint16) * alpha // 255).astype(np.uint8)
-    return np.ascontiguousarray(pixels[:, :, ::-1]).astype(np.uint8, copy=False)
+def _decode_png(data: bytes) -> Rgb:
+    """By Pillow: it stops where the picture ends, while others go on inflating for as long as the file says.
+
+    It leaves rows black for which there is no data, so a picture that could be such a one is looked at again.
+    """
+    try:
+        with PIL.Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            image.load()
+            last_row = image.crop((0, image.height - 1, image.width, image.height))
+            doubtful = image.info.get("interlace", 0) or not np.asarray(last_row).any()
+            if doubtful and not headers.png_is_whole(data):
+                raise ImageError("PNG: truncated or broken")
+            return _pillow_rgb(image)
+    except _BROKEN as error:
+        raise ImageError("PNG: truncated or broken") from error
 
 
 def _first_frame(data: bytes) -> Rgb:
     try:
         with PIL.Image.open(io.BytesIO(data), formats=["GIF"]) as image:
-            return np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, EOFError, IndexError) as error:
+            return _pillow_rgb(image)
+    except _BROKEN as error:
         raise ImageError("GIF: truncated or broken") from error
+
+
+def _pillow_rgb(image: PIL.Image.Image) -> Rgb:
+    """Strip by strip; what is transparent lies over black."""
+    image.load()  # the first frame
+    rgb = np.empty((image.height, image.width, 3), np.uint8)
+    clear = "transparency" in image.info
+    for top in range(0, image.height, _STRIP_ROWS):
+        strip = image.crop((0, top, image.width, min(top + _STRIP_ROWS, image.height)))
+        out = rgb[top : top + strip.height]
+        if image.mode.startswith("I"):  # 16 bits of grey
+            out[:] = (np.asarray(strip).astype(np.uint32) // 257).astype(np.uint8)[:, :, None]
+        elif clear or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
+            pixels = np.asarray(strip.convert("RGBA"))
+            np.copyto(out, pixels[:, :, :3].astype(np.uint16) * pixels[:, :, 3:] // 255, casting="unsafe")
+        else:
+            out[:] = np.asarray(strip if image.mode == "RGB" else strip.convert("RGB"))
+    return rgb
+
+
+def _to_rgb(pixels: NDArray[np.uint8]) -> Rgb:
+    """OpenCV's picture, blue first, turned in place where that is possible."""
+    if pixels.ndim == 2:
+        return np.repeat(pixels[:, :, None], 3, axis=2)
+    if pixels.shape[2] == 3:
+        return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels), np.uint8)
+    rgb = np.empty((*pixels.shape[:2], 3), np.uint8)
+    for top in range(0, len(pixels), _STRIP_ROWS):
+        strip = pixels[top : top + _STRIP_ROWS]
+        np.copyto(
+            rgb[top : top + len(strip)], strip[:, :, 2::-1].astype(np.uint16) * strip[:, :, 3:] // 255, casting="unsafe"
+        )
+    return rgb
 
 
 def _encode(rgb: Rgb, *, lossless: bool) -> bytes:
     if lossless:
-        _, encoded = cv2.imencode(".png", np.ascontiguousarray(rgb[:, :, ::-1]))
+        _, encoded = cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))
         return encoded.tobytes()
     return bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(rgb), quality=95, colorsubsampling="444"))
