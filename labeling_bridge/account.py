@@ -170,6 +170,19 @@ def is_ready(url: str) -> bool:
         return False
 
 
+def fetch(url: str, origin: str) -> tuple[int, dict[str, str]]:
+    """(status, headers in lower case) of a GET as a page of `origin` would send it.
+
+    Raises:
+        StudioError: nobody answers.
+    """
+    try:
+        response = httpx.get(url, headers={"Origin": origin}, timeout=5)
+    except httpx.HTTPError as error:
+        raise StudioError(f"{url.split('?', 1)[0]} does not answer ({type(error).__name__})") from error
+    return response.status_code, {k.lower(): v for k, v in response.headers.items()}
+
+
 def form_log_in(session: httpx.Client, email: str, password: str) -> None:
     """Log `session` in through the page's form.
 

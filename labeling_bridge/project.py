@@ -25,6 +25,7 @@ from sutdol.db import upsert
 from sutdol.errors import StudioError
 from sutdol.events import tell
 from sutdol.jobs import Running, lease
+from sutdol.settings import Settings
 from sutdol.tables import LabelTask, Model, Sample, StudioProject
 
 LEASE_S = 90.0
@@ -126,12 +127,18 @@ def wanted_config(model: Model) -> str:
 
 
 def dress(running: Running, studio: Studio, row: StudioProject) -> None:
-    """Make the tab and the webhook where they are missing."""
+    """Make the tab, the webhook and the ML backend (where it is wanted) if they are missing."""
     context = running.context
     row.view_id = studio.ensure_view(row.project_id)
     secret = keys.secret(context.database, "label-studio-webhook")
-    row.webhook_id = studio.ensure_webhook(row.project_id, f"{context.settings.url}/v1/label-studio/webhook", secret)
+    row.webhook_id = studio.ensure_webhook(row.project_id, webhook_url(context.settings), secret)
     save(running, row, "view_id", "webhook_id")
+    if context.settings.ml_backend:
+        password, interactive = backend_password(context), "RectangleLabels" in row.label_config
+        url = f"{context.settings.url}/label-studio"
+        if studio.ensure_backend(row.project_id, url, "sutdol", password, interactive=interactive) is None:
+            with running.commit() as session:
+                tell(session, "bridge.backend-refused", f"Label Studio refuses the ML backend {url}", model=row.model)
 
 
 def save(running: Running, row: StudioProject, *columns: str) -> None:
@@ -141,18 +148,28 @@ def save(running: Running, row: StudioProject, *columns: str) -> None:
         session.execute(sa.update(StudioProject).where(col(StudioProject.model) == row.model).values(**values))
 
 
+def webhook_url(settings: Settings) -> str:
+    """Where Label Studio sends its hints."""
+    return f"{settings.url}/v1/label-studio/webhook"
+
+
+def backend_password(context: Context) -> str:
+    """The password of the ML backend's user."""
+    return context.settings.ml_backend_password or keys.secret(context.database, "label-studio-backend")
+
+
 def project_description(model: str) -> str:
     """By this text a project is found again when our own note of it is lost; labelers see it."""
     return f"sutdol model: {model}"
 
 
-def task_body(context: Context, task: LabelTask, sample: Sample, model: Model) -> dict[str, Any]:
-    """A task as it is imported. Its data never change afterwards; what may change is in its predictions.
+def task_body(task: LabelTask, sample: Sample, model: Model, image: str) -> dict[str, Any]:
+    """A task as it is imported, with the address of its image (see `pictures`).
 
-    `image` is a signed URL that never expires.
+    Its data never change afterwards, but for a new signing key; what may change is in its predictions.
     """
     data = {
-        "image": image_url(context, task.sample_id),
+        "image": image,
         "sample_id": task.sample_id,
         "reason": task.reason or task.arm,
         "arm": "drawn" if task.arm == "gold" else task.arm,  # people must not see that it is about them
@@ -180,12 +197,6 @@ def prediction_body(task: LabelTask, sample: Sample, model: Model) -> dict[str, 
         "score": TOP_SCORE if task.state == "conflict" else 1 - task.priority,
         "result": results,
     }
-
-
-def image_url(context: Context, sample_id: str) -> str:
-    """Where the labeler's browser fetches a sample; see `routes`."""
-    signature = keys.sign(sample_id, keys.secret(context.database, "image-urls"))
-    return f"{context.settings.url}/v1/samples/{sample_id}/image?sig={signature}"
 
 
 def keeper(tasks: list[StudioTask]) -> StudioTask:

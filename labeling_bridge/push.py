@@ -28,6 +28,7 @@ from sqlmodel import Session, col, select
 from labeling_bridge import gold
 from labeling_bridge.account import UnknownOutcome
 from labeling_bridge.convert import label_results
+from labeling_bridge.pictures import addresses
 from labeling_bridge.project import (
     UNANSWERED,
     ensure_project,
@@ -212,7 +213,8 @@ def _push_batch(
     found = by_sample(studio.find(project_id, sample_ids))
     missing = [task for task in batch if task.sample_id not in found]
     if missing:
-        bodies = [task_body(context, task, samples[task.sample_id], model) for task in missing]
+        images = addresses(context, studio, project_id, [samples[t.sample_id] for t in missing])
+        bodies = [task_body(t, samples[t.sample_id], model, images[t.sample_id]) for t in missing]
         for body in bodies:
             body["annotations"] = answers[body["data"]["sample_id"]]
         studio.import_tasks(project_id, bodies)

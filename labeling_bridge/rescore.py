@@ -22,8 +22,10 @@ from sutdol.tables import LabelTask
 from sutdol.types import Manifest, Prediction
 
 CERTAIN_MARGIN = 0.9
-KEPT_ARMS = ("drawn", "gold")
-"""Never withdrawn: one would bias the estimate of live accuracy, the other measures labelers."""
+REVIEW_ARM = "review"
+"""Tasks that show a label of a data set, and not the model's answer; see `review`."""
+KEPT_ARMS = ("drawn", "gold", REVIEW_ARM)
+"""Never withdrawn: they would bias the estimate of live accuracy, measure labelers, or were asked for by somebody."""
 SCORED = ("answer", "version", "priority", "uncertainty", "ood_score")
 """What scoring changes in a row."""
 
@@ -41,6 +43,10 @@ def rescore(store: Store, predictor: Predictor, rows: list[LabelTask]) -> Rescor
     """Predict every row's image with the champion."""
     found = Rescored()
     for row in rows:
+        if row.arm == REVIEW_ARM:
+            row.version = predictor.version  # or Label Studio would not show it any more
+            found.scored.append(row)
+            continue
         try:
             prediction = predictor.predict_bytes(store.get(f"samples/{row.sample_id}"))
         except (ImageError, NotFoundError):

@@ -141,7 +141,7 @@ class Studio(Account):
         }
         return int(self._sdk(lambda c: c.views.create(project=project_id, data=data), "create a view").id)
 
-    def ensure_webhook(self, project_id: int, url: str, secret: str) -> int | None:
+    def ensure_webhook(self, project_id: int, url: str, secret: str, *, actions: list[str] = HINTS) -> int | None:
         """Have Label Studio tell `url` about annotations; None when it refuses such a URL (the poll finds everything)."""
         hooks = self.ask("GET", "/api/webhooks/", params={"project": project_id}).json()
         wanted = {SECRET_HEADER: secret}
@@ -156,11 +156,53 @@ class Studio(Account):
             "project": project_id,
             "send_payload": True,
             "send_for_all_actions": False,
-            "actions": HINTS,
+            "actions": actions,
             "headers": wanted,
         }
         response = self.ask("POST", "/api/webhooks/", json=body, allowed=(400, 403))
         return int(response.json()["id"]) if response.status_code == 201 else None
+
+    def ensure_backend(self, project_id: int, url: str, user: str, password: str, *, interactive: bool) -> int | None:
+        """Connect an ML backend; None when Label Studio refuses it (it asks `url` for its health first)."""
+        for known in self.ask("GET", "/api/ml/", params={"project": project_id}).json():
+            if known["url"].rstrip("/") == url:
+                return int(known["id"])
+        body = {
+            "url": url,
+            "project": project_id,
+            "title": "sutdol",
+            "is_interactive": interactive,
+            "auth_method": "BASIC_AUTH",
+            "basic_auth_user": user,
+            "basic_auth_pass": password,
+        }
+        response = self.ask("POST", "/api/ml/", json=body, allowed=(400, 403))
+        return int(response.json()["id"]) if response.status_code == 201 else None
+
+    def touch_project(self, project_id: int) -> None:
+        """Change something about a project, so that its PROJECT_UPDATED is sent."""
+        self.ask("PATCH", f"/api/projects/{project_id}/", json={"title": "sutdol doctor, asked"})
+
+    def delete_project(self, project_id: int) -> None:
+        """Delete a project with everything in it; no error when it is gone."""
+        self.ask("DELETE", f"/api/projects/{project_id}/", allowed=(404,))
+
+    def upload(self, project_id: int, files: list[tuple[str, bytes, str]]) -> list[str]:
+        """Copy (name, bytes, media type) into Label Studio; the paths for `data.image`, in the same order.
+
+        Raises:
+            UnknownOutcome: some may lie there without a task; they do no harm.
+        """
+        parts = [(f"file{i}", file) for i, file in enumerate(files)]
+        query = {"commit_to_project": "false"}
+        answer = self.ask("POST", f"/api/projects/{project_id}/import", params=query, files=parts).json()
+        found = {}
+        for upload_id in answer["file_upload_ids"]:
+            path = str(self.ask("GET", f"/api/import/file-upload/{upload_id}").json()["file"])
+            found[path.rsplit("/", 1)[-1].split("-", 1)[-1]] = f"/data/{path}"
+        if missing := [name for name, _, _ in files if name not in found]:
+            raise StudioError(f"Label Studio took {len(found)} of {len(files)} images; {missing[0]} is not among them")
+        return [found[name] for name, _, _ in files]
 
     # ---- tasks
 
@@ -235,6 +277,10 @@ class Studio(Account):
             t.id for t in self._tasks(project_id, [_among(ids)], ["tasks:id"], len(ids) + 1, include="id")
         }
 
+    def set_data(self, task_id: int, data: dict[str, Any]) -> None:
+        """Replace the data of a task; no error when it is gone."""
+        self.ask("PATCH", f"/api/tasks/{task_id}/", json={"data": data}, allowed=(404,))
+
     def ask_more(self, task: StudioTask, people: int, score: float) -> bool:
         """Have a task answered by `people` in all, with `score` deciding its place; False when it is gone."""
         change = {"overlap": people, "is_labeled": False}  # the second does not follow from the first there
@@ -249,6 +295,15 @@ class Studio(Account):
         self.ask("DELETE", f"/api/annotations/{annotation_id}/", allowed=(404,))
 
     # ---- people
+
+    def version(self) -> str:
+        """Label Studio's version, `1.23.2`."""
+        answer = self.ask("GET", "/api/version", headers={"Accept": "application/json"}).json()
+        return str(answer.get("release") or answer.get("label-studio-os-package", {}).get("version", "unknown"))
+
+    def whoami(self) -> str:
+        """The e-mail of this account."""
+        return str(self.ask("GET", "/api/current-user/whoami").json()["email"])
 
     def invite_url(self) -> str:
         """The page on which a labeler signs up."""

@@ -43,11 +43,12 @@ def sweep(running: Running) -> dict[str, Any]:
             for model in models:
                 with writing(running, model) as ours:
                     if ours():
-                        report[model] = _sweep_model(running, studio, model)
+                        report[model] = sweep_model(running, studio, model)
     return report
 
 
-def _sweep_model(running: Running, studio: Studio, slug: str) -> dict[str, int]:
+def sweep_model(running: Running, studio: Studio, slug: str) -> dict[str, int]:
+    """One project; the lease is the caller's."""
     with running.context.database.read() as session:
         model = registry.get_model(session, slug)
     project = ensure_project(running, studio, model)

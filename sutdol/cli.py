@@ -33,6 +33,7 @@ app.command(cli_datasets.import_, name="import")
 app.command(cli_datasets.dataset_app)
 keys_app = App(name="keys", help="API keys: create, list, revoke.")
 app.command(keys_app)
+app.command("sutdol.cli_labels:labels_app", name="labels")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -247,7 +248,8 @@ def doctor(*, home: Home = None) -> None:
     """
     from sutdol import report
 
-    sys.exit(0 if report.doctor(settings_of(home), console) else 1)
+    more = sibling("labeling_bridge.doctor").CHECKS
+    sys.exit(0 if report.doctor(settings_of(home), console, more) else 1)
 
 
 @app.command

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -111,10 +111,18 @@ def settings(current: Settings, console: Console) -> None:
     console.print(table)
 
 
-def doctor(current: Settings, console: Console) -> bool:
-    """Check every part an installation needs; each line names what is wrong and its fix. True when all is well."""
+Check = Callable[[Settings], str]
+"""Says in words what it found; raises an error of ours, with a hint, when something is wrong."""
+
+
+def doctor(current: Settings, console: Console, more: Mapping[str, Check] | None = None) -> bool:
+    """Check every part an installation needs; each line names what is wrong and its fix. True when all is well.
+
+    Args:
+        more: checks of the siblings, done after ours.
+    """
     well = True
-    for name, check in CHECKS.items():
+    for name, check in {**CHECKS, **(more or {})}.items():
         try:
             console.print(f"[green]ok[/]    {name}: {check(current)}", highlight=False)
         except (SutdolError, OSError) as error:
@@ -197,7 +205,7 @@ def _check_studio(current: Settings) -> str:
     return "is installed, `sutdol up` starts it"
 
 
-CHECKS: dict[str, Callable[[Settings], str]] = {
+CHECKS: dict[str, Check] = {
     "disk": _check_disk,
     "database": _check_database,
     "store": _check_store,

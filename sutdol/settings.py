@@ -65,6 +65,19 @@ class Settings(BaseSettings):
         "", repr=False, description="Its password. Empty: generated, kept in the home folder."
     )
 
+    image_mode: str = Field(
+        "url",
+        pattern="^(url|presign|upload)$",
+        description="How labelers get images: url (from us), presign (from S3), upload (copied into Label Studio).",
+    )
+    ml_backend: bool = Field(False, description="Offer the champion to Label Studio as an ML backend, /label-studio/*.")
+    ml_backend_password: str = Field(
+        "", repr=False, description="Password of that backend's user `sutdol`. Empty: generated, in the database."
+    )
+    export_interval_s: float = Field(
+        86_400.0, gt=0, description="Seconds between two exports of all labels to the store."
+    )
+
     clock_tick_s: float = Field(1.0, gt=0, description="Seconds between two looks of the clock.")
     poll_interval_s: float = Field(15.0, gt=0, description="Seconds between two polls of Label Studio.")
     window_interval_s: float = Field(5.0, gt=0, description="Seconds between two choices of what to label.")

@@ -10,6 +10,7 @@ Errors: NotFoundError for a missing key, SetupError for a URL that cannot be ope
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
@@ -52,6 +53,12 @@ class Store:
             return bytes(obstore.get(self._inner, key).bytes())
         except FileNotFoundError:
             raise NotFoundError(f"the store holds no {key!r}") from None
+
+    def presigned(self, key: str, seconds: int) -> str | None:
+        """An address under which anybody may GET `key` for `seconds`; None where the store has none of its own."""
+        if not isinstance(self._inner, S3Store):
+            return None
+        return str(obstore.sign(self._inner, "GET", key, expires_in=timedelta(seconds=seconds)))
 
     def has(self, key: str) -> bool:
         try:

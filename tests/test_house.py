@@ -22,7 +22,7 @@ HOME_OF = {
     "label_studio_sdk": ["labeling_bridge/studio.py"],
     "onnxruntime": ["sutdol/runtime.py", "retrain/quantise.py"],
     "dramatiq": ["sutdol/jobs/"],
-    "litestar": ["serving/", "labeling_bridge/routes.py"],
+    "litestar": ["serving/", "labeling_bridge/routes.py", "labeling_bridge/backend_routes.py"],
     "torch": ["retrain/"],
     "torchvision": ["retrain/"],
     "timm": ["retrain/"],

@@ -28,6 +28,7 @@ PERIODIC = {
     "bridge.push": "window_interval_s",
     "bridge.read": "poll_interval_s",
     "bridge.sweep": "sweep_interval_s",
+    "bridge.export": "export_interval_s",
     "retrain.trigger": "window_interval_s",
 }
 """Kind of job -> the setting with its interval. The payload is empty: all models."""

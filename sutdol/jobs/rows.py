@@ -59,6 +59,11 @@ KINDS: dict[str, JobKind] = {
     "bridge.refresh": JobKind("bridge", 5),
     "bridge.reask": JobKind("bridge", 5),
     "bridge.quality": JobKind("bridge", 3),
+    "bridge.export": JobKind("bridge", 3),
+    "bridge.restore": JobKind("bridge", 3),
+    "bridge.review": JobKind("bridge", 3),
+    "bridge.adopt": JobKind("bridge", 3),
+    "bridge.rotate": JobKind("bridge", 5),
 }
 
 

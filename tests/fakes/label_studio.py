@@ -247,7 +247,8 @@ class FakeLabelStudio:
         for hook in self.hooks.values():
             wanted = hook["send_for_all_actions"] or event in hook["actions"]
             if hook["project"] == project_id and hook["is_active"] and wanted:
-                body = {"action": event, **payload, "project": {"id": project_id}}
+                shown = {"id": project_id, "description": self.projects[project_id]["description"]}
+                body = {"action": event, **payload, "project": shown}
                 headers = {"Content-Type": "application/json"} | hook["headers"]
                 found.append((hook["url"], json.dumps(body).encode(), headers))
         return found
@@ -338,7 +339,7 @@ def project_patch(fake: FakeLabelStudio, user: int, query: Row, body: Row, proje
             if task["project"] == project_id:
                 task["overlap"] = body["maximum_annotations"]
                 fake.touch(task)
-    return project
+    return Sent(200, project, fake.tell("PROJECT_UPDATED", project_id, {}))
 
 
 def project_delete(fake: FakeLabelStudio, user: int, query: Row, body: Any, project_id: int) -> Any:

@@ -11,7 +11,7 @@ from litestar.testing import TestClient
 from sqlmodel import select
 
 from labeling_bridge import routes
-from labeling_bridge.project import image_url
+from labeling_bridge.pictures import image_url
 from labeling_bridge.studio import SECRET_HEADER
 from sutdol import keys
 from sutdol.context import open_context
