@@ -95,6 +95,8 @@ def ensure_project(running: Running, studio: Studio, model: Model) -> StudioProj
         with running.commit() as session:
             upsert(session, row, keys=["model"], update=["project_id", "label_config", "model_version", "cursor"])
         dress(running, studio, row)  # tasks follow at once
+        if not made:
+            _doubt(running, model.slug)
     if row.label_config != wanted:
         problem = studio.config_problem(row.project_id, wanted)
         if problem and model.retired:
@@ -208,6 +210,13 @@ def samples_of(session: Session, tasks: list[LabelTask]) -> dict[str, Sample]:
     """The samples of these tasks by id; one that has no row is left out."""
     ids = [task.sample_id for task in tasks]
     return {s.id: s for s in session.exec(select(Sample).where(col(Sample.id).in_(ids)))}
+
+
+def _doubt(running: Running, slug: str) -> None:
+    """The project has a history that we do not know: every task may be there already."""
+    with running.commit() as session:
+        waiting = (col(LabelTask.model) == slug, col(LabelTask.attempts) == 0)
+        session.execute(sa.update(LabelTask).where(*waiting).values(attempts=1))
 
 
 def _forget(session: Session, row: StudioProject) -> None:

@@ -10,8 +10,9 @@ those who gave them, and is `annotated` again at once.
 With nothing to push, nothing is asked of Label Studio.
 
 An import is not idempotent, may lose its predictions on SQLite, and may succeed after it timed out. So its own answer is
-never believed; and after an unknown outcome the batch stays queued and is left alone for QUARANTINE_S, because the server
-may still be at it and a second import would make duplicates.
+never believed, but looked up by the ids it names; by sample, which costs ten times as much, where a try may have gone before
+(`attempts` is counted up, and committed, before each). After an unknown outcome the batch stays queued and is left alone for
+QUARANTINE_S, because the server may still be at it and a second import would make duplicates.
 
 Errors: StudioError when Label Studio is not there; the rows stay queued and the next window tries again.
 """
@@ -170,6 +171,7 @@ def _next_batch(running: Running, slug: str) -> list[LabelTask]:
         batch = next_to_push(session, slug, settings.max_open_tasks)
         for row in batch:
             row.blind = row.blind or gold.blind_by_chance(slug, row.sample_id, settings.blind_share)
+            row.attempts += 1
             session.add(row)
     return batch
 
@@ -210,17 +212,23 @@ def _push_batch(
     sample_ids = [task.sample_id for task in batch]
     with context.database.read() as session:
         answers = {t.sample_id: earlier_answers(session, t, model, samples[t.sample_id]) for t in batch}
-    found = by_sample(studio.find(project_id, sample_ids))
+    # Who was never sent cannot be there: `attempts` is counted up, and committed, before the first try.
+    doubtful = [task.sample_id for task in batch if task.attempts > 1 or task.pushed_at is not None]
+    found = by_sample(studio.find(project_id, doubtful))
     missing = [task for task in batch if task.sample_id not in found]
     if missing:
         images = addresses(context, studio, project_id, [samples[t.sample_id] for t in missing])
         bodies = [task_body(t, samples[t.sample_id], model, images[t.sample_id]) for t in missing]
         for body in bodies:
             body["annotations"] = answers[body["data"]["sample_id"]]
-        studio.import_tasks(project_id, bodies)
+        ids = studio.import_tasks(project_id, bodies)
         if _is_empty(running, model.slug):
             studio.ensure_view(project_id)  # Label Studio deletes all tabs with the last task
-        found = by_sample(studio.find(project_id, sample_ids))
+        made = by_sample(studio.present(project_id, ids))
+        if set(made) == {task.sample_id for task in missing}:
+            found |= made
+        else:  # what it answered is not what we sent
+            found = by_sample(studio.find(project_id, sample_ids))
     repair_predictions(studio, project_id, batch, found, samples, model)
     _repair_answers(studio, found, answers)
     remove_duplicates(studio, project_id, found)
@@ -231,11 +239,12 @@ def _push_batch(
             if row.state != "queued":
                 continue  # read was faster
             if task.sample_id not in found:
-                row.attempts, row.not_before = row.attempts + 1, now() + QUARANTINE_S
+                row.not_before = now() + QUARANTINE_S
             else:
                 kept = keeper(found[task.sample_id])
                 row.state, row.project_id, row.studio_task_id = "in_studio", project_id, kept.id
                 row.pushed_at, row.not_before, row.overlap = now(), 0.0, context.settings.annotators_per_task
+                row.attempts = 0
                 answered += [kept.id] if kept.answered or answers[task.sample_id] else []
             session.add(row)
         if answered:
@@ -310,7 +319,9 @@ def repair_predictions(
             continue
         task = keeper(found[row.sample_id])
         body = prediction_body(row, samples[row.sample_id], model)
-        if all(p.get("model_version") != body["model_version"] for p in task.predictions):
+        # One that was just imported is seen by its counts, and has our prediction or none.
+        there = any(p.get("model_version") == body["model_version"] for p in task.predictions)
+        if not there and (task.predictions or not task.total_predictions):
             lost.append({"task": task.id} | body)
     if lost:
         studio.import_predictions(project_id, lost)
@@ -332,7 +343,7 @@ def _postpone(running: Running, tasks: list[LabelTask], why: str) -> None:
         session.execute(
             sa.update(LabelTask)
             .where(col(LabelTask.id).in_([t.id for t in tasks]), col(LabelTask.state) == "queued")
-            .values(attempts=col(LabelTask.attempts) + 1, not_before=now() + QUARANTINE_S)
+            .values(not_before=now() + QUARANTINE_S)
         )
         tell(session, "bridge.quarantine", f"{len(tasks)} tasks of {model} wait: {why}", model=model)
         jobs.send(

@@ -2,7 +2,8 @@
 
     settings -> environment (prefixed variables only) -> process -> wait_ready -> studio.Studio
 
-Its data lie in `home/label-studio`, its output in `home/label-studio.log`; the account of the bridge is made at its first
+Its data lie in `home/label-studio`, its output in `home/label-studio.log`; where our database is PostgreSQL it gets one of its
+own beside it (on SQLite it may lose predictions while people work, see `push`). The account of the bridge is made at its first
 start. Its protection against requests to inner addresses stays on, with loopback alone allowed, because our webhook is there.
 
 Errors: SetupError when the environment is missing, the port is taken, or it does not come up.
@@ -15,12 +16,14 @@ import time
 from pathlib import Path
 from urllib.parse import urlparse
 
+import sqlalchemy as sa
+
 from labeling_bridge.account import is_ready
 from sutdol import keys
 from sutdol.context import Context
 from sutdol.errors import SetupError
 from sutdol.process import require_free_port, start_child
-from sutdol.settings import child_environment
+from sutdol.settings import Settings, child_environment
 
 LOG_NAME = "label-studio.log"
 _LEAKING = ("HOST", "PORT", "USERNAME", "PASSWORD", "DEBUG", "HOSTNAME", "SECRET_KEY", "PYTHONPATH", "PYTHONHOME")
@@ -76,8 +79,52 @@ def start(context: Context) -> subprocess.Popen[bytes]:
         "LABEL_STUDIO_USER_ADDITIONAL_BANNED_SUBNETS": _INNER_NETWORKS,
         "PYTHONUNBUFFERED": "1",
     }
+    environment |= database_environment(settings)
     command = [str(program), "start", "--no-browser", "--internal-host", "127.0.0.1", "--port", str(port)]
     return start_child(command, environment=environment, log=settings.home / LOG_NAME, folder=data)
+
+
+def database_environment(settings: Settings) -> dict[str, str]:
+    """How Label Studio is told about its database; makes the database when it is missing. Empty: SQLite in its data folder.
+
+    Raises:
+        SetupError: the database cannot be reached or made.
+    """
+    url = settings.label_studio_database_url
+    if not url and settings.database.startswith("postgresql"):
+        ours = sa.engine.make_url(settings.database)
+        url = ours.set(database=f"{ours.database}_label_studio").render_as_string(hide_password=False)
+    if not url:
+        return {}
+    wanted = sa.engine.make_url(url)
+    _ensure_database(settings, wanted)
+    return {
+        "DJANGO_DB": "default",
+        "POSTGRE_NAME": wanted.database or "",
+        "POSTGRE_USER": wanted.username or "",
+        "POSTGRE_PASSWORD": wanted.password or "",
+        "POSTGRE_HOST": wanted.host or "localhost",
+        "POSTGRE_PORT": str(wanted.port or 5432),
+    }
+
+
+def _ensure_database(settings: Settings, wanted: sa.engine.URL) -> None:
+    beside_ours = settings.database.startswith("postgresql") and not settings.label_studio_database_url
+    known = sa.engine.make_url(settings.database) if beside_ours else wanted
+    try:
+        engine = sa.create_engine(
+            known, isolation_level="AUTOCOMMIT", poolclass=sa.pool.NullPool, connect_args={"connect_timeout": 5}
+        )
+        with engine.connect() as connection:
+            query = sa.text("SELECT 1 FROM pg_database WHERE datname = :name")
+            if connection.execute(query, {"name": wanted.database}).first() is None:
+                quoted = engine.dialect.identifier_preparer.quote_identifier(wanted.database or "")
+                connection.execute(sa.text(f"CREATE DATABASE {quoted}"))
+    except (sa.exc.SQLAlchemyError, ModuleNotFoundError) as error:
+        raise SetupError(
+            f"Label Studio's database {wanted.database!r} on {wanted.host} cannot be opened or made: {type(error).__name__}",
+            hint="create it for that user, or name another one with SUTDOL_LABEL_STUDIO_DATABASE_URL",
+        ) from error
 
 
 def wait_ready(

@@ -60,6 +60,9 @@ class Settings(BaseSettings):
     label_studio_api_key: str = Field("", repr=False, description="Its access token. Empty: made by log-in.")
     label_studio_port: int = Field(8080, ge=1, le=65535, description="Port of the Label Studio that `up` starts.")
     label_studio_venv: Path = Field(Path(".venv-label-studio"), description="Virtual environment with Label Studio.")
+    label_studio_database_url: str = Field(
+        "", description="PostgreSQL for the Label Studio that `up` starts. Empty: beside ours, or SQLite where ours is."
+    )
     label_studio_email: str = Field("bridge@sutdol.local", description="Account that the bridge uses.")
     label_studio_password: str = Field(
         "", repr=False, description="Its password. Empty: generated, kept in the home folder."
