@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # Half of the tests' time is waiting: two workers need little more than half of it (which tests go together: tests/conftest.py).
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
 
-.PHONY: help setup demo test test-fast lint bench docs lock clean tools
+.PHONY: help setup demo test faults test-fast lint bench docs lock clean tools
 
 help:  ## list what make can do
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -19,6 +19,9 @@ demo: setup  ## watch the loop close on real data, about five minutes
 
 test: setup  ## every test, real Label Studio and real training included
 	$(PYTEST)
+
+faults: setup  ## the long chaos suites: more seeds, PostgreSQL, the real Label Studio
+	$(BIN)/python -m pytest -m faults
 
 test-fast: $(VENV)/.ready  ## the tests that take under a minute
 	$(PYTEST) -m "not slow"

@@ -38,12 +38,13 @@ class StudioServer:
 
     real: bool
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, **more: Any) -> None:
+        """`more` are settings of the server itself."""
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.key = ""
         """The bridge's access token, so that not every test has to log in; "" makes it log in by itself."""
-        self.context = open_context(self.settings(home, label_studio_port=self.port))
+        self.context = open_context(self.settings(home, label_studio_port=self.port, **more))
 
     def settings(self, home: Path, **more: Any) -> Settings:
         """Settings under which the bridge finds this server."""
@@ -119,8 +120,8 @@ class FakeStudio(StudioServer):
 
     real = False
 
-    def __init__(self, home: Path) -> None:
-        super().__init__(home)
+    def __init__(self, home: Path, **more: Any) -> None:
+        super().__init__(home, **more)
         self.fake = FakeLabelStudio(self.port, EMAIL, PASSWORD)
 
     def _start(self) -> None:

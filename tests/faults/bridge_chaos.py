@@ -99,6 +99,17 @@ class Verdict:
     seconds: float = 0.0
 
 
+def check(verdict: Verdict, samples: int) -> None:
+    """The promise, in numbers."""
+    assert (verdict.tasks, verdict.twice, verdict.missing) == (samples, 0, 0), verdict
+    assert verdict.without_prediction == 0, verdict
+    assert not verdict.lost_by_us, verdict
+    assert not verdict.wrong, verdict
+    assert not verdict.trained_on_nothing, verdict
+    assert verdict.drawn_gone == 0, verdict
+    assert verdict.submitted > samples / 10, f"nobody was working: {verdict}"
+
+
 def truth(sample_id: str) -> str:
     return CLASSES[int(sample_id[:8], 16) % len(CLASSES)]
 
@@ -551,4 +562,4 @@ def bridge_process(environment: dict[str, str], log: Path, pace: float) -> None:
         time.sleep(0.01 * pace)
 
 
-__all__ = ["Chaos", "Plan", "RealStudio", "Verdict"]
+__all__ = ["Chaos", "Plan", "RealStudio", "Verdict", "check"]

@@ -43,10 +43,10 @@ if __name__ == "__main__":
 
 
 @contextmanager
-def serving_routes(studio: StudioServer, home: Path) -> Iterator[Context]:
+def serving_routes(studio: StudioServer, home: Path, **more: object) -> Iterator[Context]:
     """A context whose routes are served by a process of its own until the block ends."""
     port = free_port()
-    context = studio.open(home, port=port)
+    context = studio.open(home, port=port, **more)
     (home / "bridge_app.py").write_text(PROGRAM)
     path = f"{home}{os.pathsep}{Path(__file__).parents[2]}"
     log = home / "routes.log"

@@ -4,22 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from tests.faults.bridge_chaos import Chaos, Plan, Verdict
+from tests.faults.bridge_chaos import Chaos, Plan, check
 from tests.studio_fixture import FakeStudio, RealStudio
 
 pytestmark = pytest.mark.slow
 REAL = Plan(samples=500, answers=0.3, bridge_kills=3, studio_kills=2, deleted_tasks=5, pace=6.0, settle_s=150.0)
-
-
-def check(verdict: Verdict, samples: int) -> None:
-    """The promise, in numbers."""
-    assert (verdict.tasks, verdict.twice, verdict.missing) == (samples, 0, 0), verdict
-    assert verdict.without_prediction == 0, verdict
-    assert not verdict.lost_by_us, verdict
-    assert not verdict.wrong, verdict
-    assert not verdict.trained_on_nothing, verdict
-    assert verdict.drawn_gone == 0, verdict
-    assert verdict.submitted > samples / 10, f"nobody was working: {verdict}"
 
 
 @pytest.mark.parametrize("seed", range(20))
