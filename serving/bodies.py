@@ -5,7 +5,7 @@
 The framework's own parsers are not used: with them a wrong field name passes, and broken JSON answers 500.
 
 Errors: InputError 400 (unusable), 408 (the body did not come), 413 (too large), 415 (an encoding that is not read);
-BusyError 503 while all requests together hold too much; Cancelled when the client goes away meanwhile.
+BusyError 503 while all requests together hold too much; Cancelled when the client went away while it waited.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class Reading:
         while True:
             message = await self._request.receive()
             if message["type"] != "http.request":
-                raise Cancelled("the client went away before its body was here")
+                raise InputError("body: it ended before it was complete")
             if part := message["body"]:
                 if self._held + len(part) > self._limit:
                     raise _too_large(self._held + len(part), self._limit)

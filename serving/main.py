@@ -13,13 +13,14 @@ import asyncio
 import errno
 import gc
 import os
+import resource
 import signal
 import socket
 import sys
 from collections.abc import Sequence
 
 import structlog
-from granian.constants import Interfaces
+from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.server.embed import Server
@@ -32,7 +33,9 @@ from sutdol.errors import SetupError
 GRACE_S = 5.0
 _HEADER_TIMEOUT_MS = 15_000
 _BACKLOG = 1024
-_MAX_CONNECTIONS = 4096
+_MAX_CONNECTIONS = 16_384
+_FILES_FOR_OURSELVES = 512
+"""Of the files that this process may open, those that connections must leave: database, images, models."""
 
 
 def serve(context: Context, routers: Sequence[Router] = ()) -> None:
@@ -62,6 +65,15 @@ def check_port(host: str, port: int) -> None:
             ) from error
 
 
+def _connections() -> int:
+    """How many connections may be open at once; beyond it they wait outside until one ends."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    if most == resource.RLIM_INFINITY:
+        return _MAX_CONNECTIONS
+    return max(min(_MAX_CONNECTIONS, most - _FILES_FOR_OURSELVES), 64)
+
+
 async def _run(app: Litestar, host: str, port: int) -> None:
     server = Server(
         app,
@@ -69,7 +81,8 @@ async def _run(app: Litestar, host: str, port: int) -> None:
         port=port,
         interface=Interfaces.ASGINL,  # the lifespan is ours, see below
         backlog=_BACKLOG,
-        backpressure=_MAX_CONNECTIONS,
+        backpressure=_connections(),
+        http=HTTPModes.http1,  # looking for HTTP/2 first, granian waits for ever for a client that says nothing
         http1_settings=HTTP1Settings(header_read_timeout=_HEADER_TIMEOUT_MS),
         log_level=LogLevels.error,
     )
