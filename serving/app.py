@@ -89,6 +89,8 @@ def create_app(context: Context, routers: list[Router] | None = None) -> Litesta
         headers["X-Request-Id"] = state.get("request_id") or new_id()
         headers["X-Content-Type-Options"] = "nosniff"
         route = scope.get("path_template") or "unmatched"
+        if scope.get("method") == "OPTIONS" and route in methods:
+            headers["Allow"] = openapi.allowed(methods[route], route, scope["path"])
         metrics.requests.labels(str(route), str(scope.get("method")), str(message["status"])).inc()
         if "began" in state:
             metrics.request_seconds.labels(str(route)).observe(time.perf_counter() - state["began"])
@@ -104,12 +106,12 @@ def create_app(context: Context, routers: list[Router] | None = None) -> Litesta
         feed.close()
         streams.close()
 
-    return Litestar(
+    app = Litestar(
         state=State({"close_streams": close_streams}),
         route_handlers=[
             predict.build(context, slots, engine, log, keyring, bodies),
             operations.build(context, slots, engine, log, keyring, metrics),
-            versions.build(context, keyring),
+            versions.build(context, keyring, bodies),
             inference_protocol.build(
                 slots, engine, keyring, bodies, ready=partial(operations.in_the_way, slots, engine, log)
             ),
@@ -130,6 +132,8 @@ def create_app(context: Context, routers: list[Router] | None = None) -> Litesta
         logging_config=None,
         debug=False,
     )
+    methods = openapi.methods_of(app)
+    return app
 
 
 def _timed(app: ASGIApp) -> ASGIApp:

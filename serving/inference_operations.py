@@ -13,7 +13,7 @@ import asyncio
 from typing import Any
 
 import msgspec
-from litestar import Request, Response, Router, get, post
+from litestar import Request, Router, get, post
 from sqlmodel import col, select
 
 from serving.auth import Keyring, needs
@@ -84,7 +84,7 @@ def build(context: Context, slots: Slots, statistics: Statistics, keyring: Keyri
         summary="Make sure that a model answers",
         operation_id="v2_load",
     )
-    async def load(request: HttpRequest, model: str) -> Response[bytes]:
+    async def load(request: HttpRequest, model: str) -> Json:
         parameters = (await said(request)).get("parameters") or {}
         if parameters:
             raise InputError(
@@ -92,7 +92,7 @@ def build(context: Context, slots: Slots, statistics: Statistics, keyring: Keyri
                 hint="a model's files and configuration come from training or import, not with this call",
             )
         slots.get(model)
-        return _empty()
+        return {}
 
     @post(
         "/v2/repository/models/{model:str}/unload",
@@ -103,7 +103,7 @@ def build(context: Context, slots: Slots, statistics: Statistics, keyring: Keyri
         summary="Not supported: which version answers is decided by promoting",
         operation_id="v2_unload",
     )
-    async def unload(request: HttpRequest, model: str) -> Response[bytes]:
+    async def unload(request: HttpRequest, model: str) -> Json:
         await said(request)
         slots.get(model)
         raise InputError(
@@ -209,7 +209,8 @@ def build(context: Context, slots: Slots, statistics: Statistics, keyring: Keyri
         summary="Not supported",
         operation_id=of_each_path("v2_register_shared_memory"),
     )
-    async def register(region: str) -> Response[bytes]:
+    async def register(request: HttpRequest, region: str) -> Json:
+        await said(request)
         raise InputError(f"region {region!r}: {_NO_MEMORY}", hint=_IN_THE_BODY)
 
     @post(
@@ -221,15 +222,12 @@ def build(context: Context, slots: Slots, statistics: Statistics, keyring: Keyri
         summary="Nothing is registered, so this succeeds",
         operation_id=of_each_path("v2_unregister_shared_memory"),
     )
-    async def unregister(region: str | None = None) -> Response[bytes]:
-        return _empty()
+    async def unregister(request: HttpRequest, region: str | None = None) -> Json:
+        await said(request)
+        return {}
 
     handlers = [index, load, unload, all_stats, model_stats, trace, set_trace, logging, set_logging]
     return Router("/", route_handlers=[*handlers, memory, register, unregister])
-
-
-def _empty() -> Response[bytes]:
-    return Response(b"", media_type="application/json")
 
 
 def _only_as_they_are(wanted: Json, settings: Json, what: str, hint: str) -> None:

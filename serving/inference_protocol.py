@@ -64,6 +64,25 @@ HeaderLength = Annotated[
 ]
 
 
+class Liveness(msgspec.Struct):
+    """The process answers."""
+
+    live: bool
+
+
+class Readiness(msgspec.Struct):
+    """Predictions can be answered."""
+
+    ready: bool
+
+
+class ModelReadiness(msgspec.Struct):
+    """Predictions of this model can be answered."""
+
+    name: str
+    ready: bool
+
+
 class ServerMetadata(msgspec.Struct):
     """Who answers, and which extensions of the protocol it speaks."""
 
@@ -95,14 +114,14 @@ def build(slots: Slots, engine: Engine, keyring: Keyring, bodies: Bodies, ready:
     reader = needs(keyring, "predict")
 
     @get("/v2/health/live", tags=["inference protocol"], summary="Is the process alive?", operation_id="v2_live")
-    async def live() -> Response[bytes]:
-        return Response(b"", media_type="application/json")
+    async def live() -> Liveness:
+        return Liveness(live=True)
 
     @get("/v2/health/ready", tags=["inference protocol"], summary="Can it answer?", operation_id="v2_ready")
-    async def server_ready() -> Response[bytes]:
+    async def server_ready() -> Readiness:
         if problems := ready():
             raise BusyError("; ".join(problems))
-        return Response(b"", media_type="application/json")
+        return Readiness(ready=True)
 
     @get("/v2", tags=["inference protocol"], summary="Server metadata", operation_id="v2_server")
     async def server() -> ServerMetadata:
@@ -115,9 +134,9 @@ def build(slots: Slots, engine: Engine, keyring: Keyring, bodies: Bodies, ready:
         summary="Does this model answer?",
         operation_id=of_each_path("v2_model_ready"),
     )
-    async def model_ready(model: str, version: str | None = None) -> Response[bytes]:
+    async def model_ready(model: str, version: str | None = None) -> ModelReadiness:
         answering(slots, model, version)
-        return Response(b"", media_type="application/json")
+        return ModelReadiness(model, ready=True)
 
     @get(
         ["/v2/models/{model:str}", "/v2/models/{model:str}/versions/{version:str}"],

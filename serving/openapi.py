@@ -1,7 +1,7 @@
 """The OpenAPI 3.1 document of an app at `/schema`. There is no page that loads anything from elsewhere.
 
-Litestar makes most of it; two things are put right here: actions (`:promote`) stand in the path as they are called, and
-every operation names the problems it may answer with.
+Litestar makes most of it; put right here: actions (`:promote`) stand in the path as they are called, every operation names
+the problems it may answer with and the key it wants, and `Allow` names every method of a path.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from copy import deepcopy
 from typing import Any
 
 import msgspec
+from litestar import Litestar
 from litestar.connection import Request
 from litestar.enums import OpenAPIMediaType
 from litestar.openapi.plugins import OpenAPIRenderPlugin
+from litestar.routes import HTTPRoute
 
 from serving.problems import MEDIA_TYPE
 
@@ -20,19 +22,34 @@ _ACTIONS = {
     ("/v1/models/{model}", "post"): "/v1/models/{model}:rollback",
     ("/v1/models/{model}/versions/{version}", "post"): "/v1/models/{model}/versions/{version}:promote",
 }
-_PROBLEMS = {
+_ALWAYS = {
     "400": "The request cannot be used; `detail` says what was expected and found.",
     "401": "No key, or one that is unknown, expired or revoked.",
     "403": "The key has not the scope.",
     "404": "There is no such thing; known ones are listed.",
-    "408": "The body did not come in time.",
-    "409": "The state forbids it.",
-    "413": "Too many bytes or pixels.",
-    "415": "A kind of image that is not read.",
     "500": "Unexpected; quote `incident`.",
     "503": "Busy; try again after `Retry-After` seconds.",
 }
-_OPEN = {"/livez", "/readyz", "/metrics"}
+_WITH_A_BODY = {
+    "408": "The body did not come in time.",
+    "413": "Too many bytes or pixels.",
+    "415": "A kind of image, body or encoding that is not read.",
+}
+_CHANGING = {"409": "The state forbids it."}
+_HEADERS = {
+    "401": {"WWW-Authenticate": {"description": "Bearer", "schema": {"type": "string"}}},
+    "503": {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer", "minimum": 1}}},
+}
+_OPEN = {"/livez", "/readyz", "/metrics", "/v2", "/v2/health/live", "/v2/health/ready"}
+"""Answered without a key."""
+_ABOUT = """\
+Answers are JSON; failures are RFC 9457 problems (`application/problem+json`) with a stable `type`.
+
+Two things cannot be said in OpenAPI: `GET /v1/live` never ends, it sends Server-Sent Events; and
+`/v1/predict/{model}/stream` is a WebSocket: every binary message is one encoded image, every answer one text message
+`{"frame": 0, "status": 200, "answer": {...}}` or `{"frame": 1, "status": 415, "problem": {...}}`, in order. The key comes in
+`Authorization`, or from a browser as the subprotocol `bearer.<key>` beside `sutdol.v1`.
+"""
 
 
 class SchemaDocument(OpenAPIRenderPlugin):
@@ -54,21 +71,50 @@ def complete(openapi_schema: dict[str, Any]) -> dict[str, Any]:
             whole["paths"].setdefault(better, {})[method] = operations.pop(method)
             if not operations:
                 del whole["paths"][path]
+    whole["info"]["description"] = _ABOUT
     components = whole.setdefault("components", {})
     components.setdefault("schemas", {})["Problem"] = _PROBLEM
     components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer", "bearerFormat": "sut_<id>_<secret>"}}
     for path, operations in whole["paths"].items():
-        for operation in operations.values():
-            if path.startswith("/v1/"):
-                operation["security"] = [{"key": []}]
-            if path in _OPEN:
-                continue
-            for status, description in _PROBLEMS.items():
+        for method, operation in operations.items():
+            for status, description in _problems_of(path, method, operation).items():
                 operation["responses"][status] = {
                     "description": description,
+                    "headers": _HEADERS.get(status, {}),
                     "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
                 }
+            if path not in _OPEN:
+                operation["security"] = [{"key": []}]
     return whole
+
+
+def methods_of(app: Litestar) -> dict[str, list[str]]:
+    """The methods of every path template; what the framework says itself to OPTIONS is only those of the first handler."""
+    found: dict[str, set[str]] = {}
+    for route in app.routes:
+        if isinstance(route, HTTPRoute):
+            found.setdefault(route.path_format, set()).update(route.methods)
+    return {path: sorted(methods) for path, methods in found.items()}
+
+
+def allowed(methods: list[str], template: str, path: str) -> str:
+    """The `Allow` header of one path; actions (`:promote`) share their template with what they act on."""
+    if (template, "post") in _ACTIONS:
+        action = ":" in path.rsplit("/", 1)[-1]
+        methods = [m for m in methods if m == "OPTIONS" or (m == "POST") == action]
+    return ", ".join(methods)
+
+
+def _problems_of(path: str, method: str, operation: dict[str, Any]) -> dict[str, str]:
+    """Which failures an operation may answer with, and what they mean."""
+    found = dict(_ALWAYS)
+    if path in _OPEN:
+        found = {"500": _ALWAYS["500"]} | ({"503": _ALWAYS["503"]} if path == "/v2/health/ready" else {})
+    if "requestBody" in operation:
+        found |= _WITH_A_BODY
+    if method != "get":
+        found |= _CHANGING
+    return found
 
 
 _PROBLEM: dict[str, Any] = {
@@ -83,5 +129,6 @@ _PROBLEM: dict[str, Any] = {
         "detail": {"type": "string", "description": "What was expected and what was found."},
         "hint": {"type": "string", "description": "What to do about it."},
         "incident": {"type": "string", "description": "Where the server's log tells more."},
+        "error": {"type": "string", "description": "Under /v2: the text again, where clients of that protocol look."},
     },
 }

@@ -10,21 +10,22 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import msgspec
 from litestar import Request, Router, delete, get, patch, put
-from litestar.openapi.spec import OpenAPIMediaType, Operation, RequestBody, Schema
+from litestar.openapi.spec import Operation, Schema
 from litestar.openapi.spec.enums import OpenAPIType
 from litestar.params import Parameter
 
+from serving import schemas
 from serving.auth import Keyring, needs
+from serving.bodies import Bodies, read_json
 from sutdol import registry, versions
 from sutdol.context import Context
-from sutdol.errors import InputError
 
 HttpRequest = Request[Any, Any, Any]
-T = TypeVar("T")
+MAX_BYTES = 100_000
 
 
 class VersionChange(msgspec.Struct, forbid_unknown_fields=True):
@@ -51,24 +52,20 @@ class AliasInfo(msgspec.Struct):
 @dataclass
 class _ChangeOperation(Operation):
     def __post_init__(self) -> None:
-        text = Schema(type=OpenAPIType.STRING)
-        tags = Schema(
-            type=OpenAPIType.OBJECT, additional_properties=Schema(type=[OpenAPIType.STRING, OpenAPIType.NULL])
-        )
-        body = Schema(type=OpenAPIType.OBJECT, properties={"name": text, "tags": tags})
-        self.request_body = RequestBody({"application/json": OpenAPIMediaType(schema=body)}, required=True)
+        text = Schema(type=[OpenAPIType.STRING, OpenAPIType.NULL])
+        tags = Schema(type=OpenAPIType.OBJECT, additional_properties=text)
+        change = schemas.record(closed=True, name=text, tags=tags)
+        self.request_body = schemas.body("What to change.", {"application/json": change})
 
 
 @dataclass
 class _AliasOperation(Operation):
     def __post_init__(self) -> None:
-        body = Schema(
-            type=OpenAPIType.OBJECT, properties={"version": Schema(type=OpenAPIType.INTEGER)}, required=["version"]
-        )
-        self.request_body = RequestBody({"application/json": OpenAPIMediaType(schema=body)}, required=True)
+        change = schemas.record(["version"], closed=True, version=Schema(type=OpenAPIType.INTEGER))
+        self.request_body = schemas.body("Which version it shall mean.", {"application/json": change})
 
 
-def build(context: Context, keyring: Keyring) -> Router:
+def build(context: Context, keyring: Keyring, bodies: Bodies) -> Router:
     """The routes of this file."""
     database, store, lease_s = context.database, context.store, context.settings.lease_s
     reader, admin = needs(keyring, "predict"), needs(keyring, "admin")
@@ -94,7 +91,8 @@ def build(context: Context, keyring: Keyring) -> Router:
         operation_id="change_version",
     )
     async def change_version(request: HttpRequest, model: str, version: int) -> versions.Lineage:
-        change, who = await _body(request, VersionChange), _who(request)
+        async with bodies.of(request, at_most=MAX_BYTES) as body:
+            change, who = read_json(body, VersionChange), _who(request)
 
         def write() -> versions.Lineage:
             with database.begin() as session:
@@ -136,7 +134,8 @@ def build(context: Context, keyring: Keyring) -> Router:
         operation_id="set_alias",
     )
     async def set_alias(request: HttpRequest, model: str, alias: str) -> AliasInfo:
-        change, who = await _body(request, AliasChange), _who(request)
+        async with bodies.of(request, at_most=MAX_BYTES) as body:
+            change, who = read_json(body, AliasChange), _who(request)
 
         def write() -> AliasInfo:
             with database.begin() as session:
@@ -162,15 +161,6 @@ def build(context: Context, keyring: Keyring) -> Router:
         return AliasInfo(model, alias, None)
 
     return Router("/", route_handlers=[get_version, change_version, delete_version, set_alias, remove_alias])
-
-
-async def _body(request: HttpRequest, kind: type[T]) -> T:
-    try:
-        return msgspec.json.decode(await request.body(), type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise InputError(f"body: {error}") from None
-    except RecursionError:
-        raise InputError("body: JSON nested too deeply") from None
 
 
 def _who(request: HttpRequest) -> str:
