@@ -17,19 +17,18 @@ from litestar.connection import Request
 from litestar.datastructures import State
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import Parameter
-from sqlalchemy import func
-from sqlmodel import col, select
 
 from serving import metrics as exposition
+from serving import reads
 from serving.auth import Keyring, needs
 from serving.engine import Engine
 from serving.log import LogWriter
 from serving.metrics import Metrics
+from serving.reads import EventInfo, ModelInfo, TaskCount, VersionInfo
 from serving.slots import Slots
 from sutdol import registry
 from sutdol.context import Context
 from sutdol.errors import ConflictError, InputError, ModelError, NotFoundError
-from sutdol.tables import Alias, Event, LabelTask, Model, ModelVersion
 
 HttpRequest = Request[Any, Any, State]
 
@@ -53,33 +52,6 @@ class Ready(msgspec.Struct):
     log_pending: int
 
 
-class ModelInfo(msgspec.Struct):
-    """A model, its aliases, and what this replica serves of it."""
-
-    name: str
-    task: str
-    classes: list[str]
-    family: str
-    aliases: dict[str, int]
-    serving: dict[str, Any]
-    created_at: float
-
-
-class VersionInfo(msgspec.Struct):
-    """One version; `state` is candidate, ready or refused."""
-
-    version: int
-    name: str
-    state: str
-    aliases: list[str]
-    sha256: str
-    size_bytes: int
-    metrics: dict[str, Any]
-    parent_version: int | None
-    created_at: float
-    tags: dict[str, str]
-
-
 class Moved(msgspec.Struct):
     """The champion has changed; `swap_ms` from the request to the publication on this replica."""
 
@@ -88,26 +60,6 @@ class Moved(msgspec.Struct):
     previous: int | None
     decision_id: str
     swap_ms: float
-
-
-class TaskCount(msgspec.Struct):
-    """How many label tasks of a model are in a state."""
-
-    model: str
-    state: str
-    arm: str
-    count: int
-
-
-class EventInfo(msgspec.Struct):
-    """What happened, newest first."""
-
-    id: str
-    at: float
-    kind: str
-    model: str | None
-    text: str
-    data: dict[str, Any]
 
 
 def build(context: Context, slots: Slots, engine: Engine, log: LogWriter, keyring: Keyring, metrics: Metrics) -> Router:
@@ -144,11 +96,7 @@ def build(context: Context, slots: Slots, engine: Engine, log: LogWriter, keyrin
         operation_id="list_models",
     )
     def list_models() -> list[ModelInfo]:
-        with database.read() as session:
-            rows = session.exec(select(Model).order_by(Model.slug)).all()
-            aliases = session.exec(select(Alias)).all()
-        serving = slots.serving()
-        return [_model_info(row, aliases, serving) for row in rows]
+        return reads.models(database, slots.serving())
 
     @get(
         "/v1/models/{model:str}",
@@ -159,10 +107,7 @@ def build(context: Context, slots: Slots, engine: Engine, log: LogWriter, keyrin
         operation_id="get_model",
     )
     def get_model(model: str) -> ModelInfo:
-        with database.read() as session:
-            row = registry.get_model(session, model)
-            aliases = session.exec(select(Alias).where(Alias.model == model)).all()
-        return _model_info(row, aliases, slots.serving())
+        return reads.model(database, slots.serving(), model)
 
     @get(
         "/v1/models/{model:str}/versions",
@@ -173,28 +118,7 @@ def build(context: Context, slots: Slots, engine: Engine, log: LogWriter, keyrin
         operation_id="list_versions",
     )
     def list_versions(model: str) -> list[VersionInfo]:
-        with database.read() as session:
-            registry.get_model(session, model)
-            rows = session.exec(
-                select(ModelVersion).where(ModelVersion.model == model).order_by(col(ModelVersion.version).desc())
-            ).all()
-            aliases = session.exec(select(Alias).where(Alias.model == model)).all()
-        return [
-            VersionInfo(
-                row.version,
-                row.name,
-                row.state,
-                sorted(a.name for a in aliases if a.version == row.version),
-                row.sha256,
-                row.size_bytes,
-                row.metrics,
-                row.parent_version,
-                row.created_at,
-                row.tags or {},
-            )
-            for row in rows
-            if row.state != "deleted"
-        ]
+        return reads.versions(database, model)
 
     @post(
         "/v1/models/{model:str}/versions/{version:str}",
@@ -251,10 +175,7 @@ def build(context: Context, slots: Slots, engine: Engine, log: LogWriter, keyrin
         operation_id="count_label_tasks",
     )
     def label_tasks() -> list[TaskCount]:
-        keys = (LabelTask.model, LabelTask.state, LabelTask.arm)
-        with database.read() as session:
-            rows = session.exec(select(*keys, func.count()).group_by(*keys).order_by(*keys)).all()
-        return [TaskCount(*row) for row in rows]
+        return reads.label_tasks(database)
 
     @get(
         "/v1/events",
@@ -270,14 +191,7 @@ def build(context: Context, slots: Slots, engine: Engine, log: LogWriter, keyrin
         after: Annotated[float, Parameter(description="Only later than this, epoch seconds.")] = 0.0,
         limit: Annotated[int, Parameter(ge=1, le=1000)] = 100,
     ) -> list[EventInfo]:
-        query = select(Event).where(Event.at > after).order_by(col(Event.at).desc()).limit(limit)
-        if model is not None:
-            query = query.where(Event.model == model)
-        if kind is not None:
-            query = query.where(Event.kind == kind)
-        with database.read() as session:
-            rows = session.exec(query).all()
-        return [EventInfo(e.id, e.at, e.kind, e.model, e.text, e.data) for e in rows]
+        return reads.events(database, model=model, kind=kind, after=after, limit=limit)
 
     handlers = [
         livez,
@@ -313,11 +227,6 @@ def in_the_way(slots: Slots, engine: Engine, log: LogWriter) -> list[str]:
         if about["champion"] is not None and about["version"] is None:
             problems.append(f"{slug}: {about['error'] or 'it is being loaded'}")
     return problems
-
-
-def _model_info(row: Model, aliases: Any, serving: dict[str, dict[str, Any]]) -> ModelInfo:
-    named = {a.name: a.version for a in aliases if a.model == row.slug}
-    return ModelInfo(row.slug, row.task, row.classes, row.family, named, serving.get(row.slug, {}), row.created_at)
 
 
 def _before_action(request: HttpRequest, segment: str, action: str) -> str:
