@@ -62,6 +62,7 @@ endef
 $(VENV)/.ready: requirements.lock pyproject.toml | tools
 	$(call install,$(VENV),requirements.lock)
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(BIN)/python -m serving.web.assets
 	touch $@
 
 $(STUDIO)/.ready: deploy/label-studio.lock | tools

@@ -39,6 +39,9 @@ from serving.log import LogWriter
 from serving.metrics import Metrics
 from serving.slots import Slots
 from serving.statistics import Statistics
+from serving.web import routes as console
+from serving.web.desk import Desk, make_sessions
+from serving.web.render import Pages
 from sutdol.context import Context
 from sutdol.tables import new_id
 
@@ -69,6 +72,7 @@ def create_app(context: Context, routers: list[Router] | None = None) -> Litesta
     )
     keyring = Keyring(context.database)
     bodies = Bodies(settings.max_body_bytes)
+    desk = Desk(context, slots, engine, bodies, make_sessions(context, keyring), Pages())
     metrics.watch(queue_length=lambda: engine.waiting, log_pending=lambda: log.pending)
 
     @asynccontextmanager
@@ -118,6 +122,7 @@ def create_app(context: Context, routers: list[Router] | None = None) -> Litesta
             inference_operations.build(context, slots, statistics, keyring, bodies),
             live.build(feed, keyring),
             frames.build(slots, engine, keyring, streams, settings.max_body_bytes),
+            console.build(desk),
             *(routers or []),
         ],
         middleware=[_timed],

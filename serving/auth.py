@@ -54,8 +54,13 @@ class Keyring:
         if self._thread.ident is not None:
             self._thread.join()
 
-    async def check(self, header: str | None, scope: str) -> str:
-        """The id of the key in an `Authorization` header.
+    async def alive(self, key_id: str) -> ApiKey | None:
+        """The key of that id, or None when it is unknown, expired or revoked; for sessions, whose proof is their own."""
+        row = await self._row(key_id)
+        return row if row is not None and keys.state(row) == "valid" else None
+
+    async def check(self, header: str | None, scope: str | None) -> str:
+        """The id of the key in an `Authorization` header; any scope will do when `scope` is None.
 
         Raises:
             AuthError: missing, malformed, unknown, expired, revoked (401), or without `scope` (403).
@@ -66,14 +71,17 @@ class Keyring:
         if kind.lower() != "bearer":
             raise AuthError("API key: expected the scheme Bearer", hint="send `Authorization: Bearer sut_...`")
         key_id, digest = keys.parse(presented.strip())
+        keys.check(await self._row(key_id), digest, scope)
+        return key_id
+
+    async def _row(self, key_id: str) -> ApiKey | None:
         row = self._rows.get(key_id)
         if row is None:
             await self._look_again()
             row = self._rows.get(key_id)
         if time.monotonic() - self._read_at > STALE_S:
             raise BusyError("the API keys cannot be read", retry_after_s=5)
-        keys.check(row, digest, scope)
-        return key_id
+        return row
 
     async def _look_again(self) -> None:
         """Wait for a renewal that begins from now on; all who ask before it begins share it."""

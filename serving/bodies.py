@@ -195,6 +195,15 @@ def from_base64(text: str, name: str) -> bytes:
         raise InputError(f"{name}: expected base64, found something else: {error}") from None
 
 
+def field_of(body: bytes, content_type: str, name: str) -> bytes:
+    """The content of one named field of a form; of several the first.
+
+    Raises:
+        InputError: a form that cannot be read, or without that field.
+    """
+    return _files(body, content_type, (name,))[0]
+
+
 async def settled(ticket: Ticket, request: Request[Any, Any, Any]) -> Any:
     """Wait for a ticket, and give it up when the client goes away.
 
@@ -290,7 +299,8 @@ def _files(body: bytes, content_type: str, fields: tuple[str, ...]) -> list[byte
         raise InputError(f"multipart: the body cannot be read: {error}") from None
     if not files:
         found = ", ".join(repr(name) for name in others[:5]) or "none"
-        raise InputError(f"multipart: expected the image in a field 'file' or 'image', found fields: {found}")
+        wanted = " or ".join(repr(name) for name in fields[:2])
+        raise InputError(f"multipart: expected a field {wanted}, found fields: {found}")
     return [bytes(file) for file in files]
 
 

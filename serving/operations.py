@@ -134,20 +134,7 @@ def build(context: Context, slots: Slots, engine: Engine, log: LogWriter, keyrin
         number = _before_action(request, version, "promote")
         if not number.isdecimal():
             raise InputError(f"version: expected a number, found {number!r}")
-        wanted = int(number)
-        with database.read() as session:
-            row = registry.get_version(session, model, wanted)
-            if row.state != "ready":
-                raise ConflictError(f"version {wanted} of {model} is {row.state}, only `ready` ones can be promoted")
-        try:
-            decision, swap_ms = slots.promote(model, wanted, who=_who(request), text=f"promote version {wanted}")
-        except ModelError as error:
-            serves = slots.serving().get(model, {}).get("version")
-            raise ConflictError(
-                f"version {wanted} of {model} was refused: {error.message}",
-                hint=f"version {serves} serves on" if serves else "nothing serves",
-            ) from error
-        return Moved(model, decision.candidate, decision.champion, decision.id, round(swap_ms, 2))
+        return move(context, slots, model, int(number), who=_who(request))
 
     @post(
         "/v1/models/{model:str}",
@@ -160,11 +147,7 @@ def build(context: Context, slots: Slots, engine: Engine, log: LogWriter, keyrin
     )
     def rollback(request: HttpRequest, model: str) -> Moved:
         slug = _before_action(request, model, "rollback")
-        try:
-            decision, swap_ms = slots.rollback(slug, who=_who(request), text="")
-        except ModelError as error:
-            raise ConflictError(f"the previous version of {slug} was refused: {error.message}") from error
-        return Moved(slug, decision.candidate, decision.champion, decision.id, round(swap_ms, 2))
+        return step_back(slots, slug, who=_who(request))
 
     @get(
         "/v1/label-tasks",
@@ -227,6 +210,40 @@ def in_the_way(slots: Slots, engine: Engine, log: LogWriter) -> list[str]:
         if about["champion"] is not None and about["version"] is None:
             problems.append(f"{slug}: {about['error'] or 'it is being loaded'}")
     return problems
+
+
+def move(context: Context, slots: Slots, model: str, version: int, *, who: str) -> Moved:
+    """Put a version to work, after it was loaded and checked here. Blocks.
+
+    Raises:
+        NotFoundError; ConflictError: not ready, the champion already, or refused here with the reason.
+    """
+    with context.database.read() as session:
+        row = registry.get_version(session, model, version)
+        if row.state != "ready":
+            raise ConflictError(f"version {version} of {model} is {row.state}, only `ready` ones can be promoted")
+    try:
+        decision, swap_ms = slots.promote(model, version, who=who, text=f"promote version {version}")
+    except ModelError as error:
+        serves = slots.serving().get(model, {}).get("version")
+        raise ConflictError(
+            f"version {version} of {model} was refused: {error.message}",
+            hint=f"version {serves} serves on" if serves else "nothing serves",
+        ) from error
+    return Moved(model, decision.candidate, decision.champion, decision.id, round(swap_ms, 2))
+
+
+def step_back(slots: Slots, model: str, *, who: str) -> Moved:
+    """Put the previous version back to work. Blocks.
+
+    Raises:
+        NotFoundError; ConflictError: there is no previous version, or it was refused here.
+    """
+    try:
+        decision, swap_ms = slots.rollback(model, who=who, text="")
+    except ModelError as error:
+        raise ConflictError(f"the previous version of {model} was refused: {error.message}") from error
+    return Moved(model, decision.candidate, decision.champion, decision.id, round(swap_ms, 2))
 
 
 def _before_action(request: HttpRequest, segment: str, action: str) -> str:

@@ -10,12 +10,28 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from sqlalchemy import func
+import numpy as np
+from sqlalchemy import and_, func
 from sqlmodel import col, select
 
 from sutdol import registry
+from sutdol.context import Context
 from sutdol.db import Database
-from sutdol.tables import Alias, Event, LabelTask, Model, ModelVersion
+from sutdol.keys import state as key_state
+from sutdol.tables import (
+    Alias,
+    ApiKey,
+    Decision,
+    Event,
+    LabelTask,
+    Model,
+    ModelVersion,
+    PredictionRow,
+    Replica,
+    Sample,
+    StudioProject,
+    now,
+)
 
 Serving = dict[str, dict[str, Any]]
 """What this replica serves, per model: see `Slots.serving`."""
@@ -66,6 +82,85 @@ class EventInfo(msgspec.Struct):
     model: str | None
     text: str
     data: dict[str, Any]
+
+
+class DecisionInfo(msgspec.Struct):
+    """Why a version was or was not put to work; `text` is the record in words, its first line the verdict."""
+
+    id: str
+    at: float
+    model: str
+    kind: str
+    verdict: str
+    candidate: int
+    champion: int | None
+    text: str
+    record: dict[str, Any]
+    who: str
+
+
+class PredictionInfo(msgspec.Struct):
+    """One answer from the log; `kept` says that its image can be looked at."""
+
+    id: str
+    at: float
+    model: str
+    version: int
+    sample_id: str
+    width_px: int
+    height_px: int
+    answer: dict[str, Any]
+    confidence: float
+    ood_score: float | None
+    arms: list[str]
+    reason: str
+    duration_ms: float
+    kept: bool
+
+
+class Traffic(msgspec.Struct):
+    """The last seconds of the log: how much, how fast, how sure."""
+
+    per_second: float
+    p50_ms: float | None
+    p99_ms: float | None
+    picked: float | None
+    """Share that an arm picked, in [0, 1]."""
+    confidence_counts: list[int]
+    """Of the newest answers, in ten bins over [0, 1]."""
+    edges: list[float]
+
+
+class ReplicaInfo(msgspec.Struct):
+    """A process of ours; `alive` is false when its heartbeat is older than three leases."""
+
+    id: str
+    role: str
+    pid: int
+    host: str
+    url: str | None
+    serving: Serving
+    started_at: float
+    heartbeat_at: float
+    alive: bool
+
+
+class KeyInfo(msgspec.Struct):
+    """An API key without its secret; `state` is valid, expired or revoked."""
+
+    id: str
+    name: str
+    scopes: list[str]
+    created_at: float
+    expires_at: float | None
+    state: str
+
+
+class Kept(msgspec.Struct):
+    """The bytes of an image that was kept."""
+
+    data: bytes
+    media_type: str
 
 
 def models(database: Database, serving: Serving) -> list[ModelInfo]:
@@ -130,6 +225,125 @@ def events(
     with database.read() as session:
         rows = session.exec(query).all()
     return [EventInfo(e.id, e.at, e.kind, e.model, e.text, e.data) for e in rows]
+
+
+def decisions(database: Database, *, model: str | None = None, limit: int = 50) -> list[DecisionInfo]:
+    """Gates, promotions and rollbacks, newest first."""
+    query = select(Decision).order_by(col(Decision.at).desc()).limit(limit)
+    if model is not None:
+        query = query.where(Decision.model == model)
+    with database.read() as session:
+        rows = session.exec(query).all()
+    return [
+        DecisionInfo(d.id, d.at, d.model, d.kind, d.verdict, d.candidate, d.champion, d.text, d.record, d.who)
+        for d in rows
+    ]
+
+
+def predictions(
+    database: Database, *, model: str | None = None, before: str | None = None, limit: int = 50
+) -> list[PredictionInfo]:
+    """The log, newest first; `before` is the last id of the page before (ids sort by time)."""
+    query = (
+        select(PredictionRow, LabelTask.reason, Sample.id)
+        .join(
+            LabelTask,
+            and_(LabelTask.model == PredictionRow.model, LabelTask.sample_id == PredictionRow.sample_id),  # type: ignore[arg-type]
+            isouter=True,
+        )
+        .join(Sample, col(Sample.id) == PredictionRow.sample_id, isouter=True)
+        .order_by(col(PredictionRow.id).desc())
+        .limit(limit)
+    )
+    if model is not None:
+        query = query.where(PredictionRow.model == model)
+    if before is not None:
+        query = query.where(PredictionRow.id < before)
+    with database.read() as session:
+        rows = session.exec(query).all()
+    return [
+        PredictionInfo(
+            p.id,
+            p.at,
+            p.model,
+            p.version,
+            p.sample_id,
+            p.width_px,
+            p.height_px,
+            p.answer,
+            p.confidence,
+            p.ood_score,
+            p.arms,
+            reason or "",
+            p.duration_ms,
+            kept is not None,
+        )
+        for p, reason, kept in rows
+    ]
+
+
+def traffic(database: Database, *, window_s: float, newest: int = 500) -> Traffic:
+    """The last `window_s` seconds, over at most `newest` answers for the times and the confidences."""
+    since = now() - window_s
+    with database.read() as session:
+        count = session.exec(select(func.count()).where(PredictionRow.at > since)).one()
+        rows = session.exec(
+            select(PredictionRow.duration_ms, PredictionRow.confidence, PredictionRow.arms)
+            .where(PredictionRow.at > since)
+            .order_by(col(PredictionRow.at).desc())
+            .limit(newest)
+        ).all()
+    counts, edges = np.histogram([r[1] for r in rows], bins=10, range=(0.0, 1.0))
+    times = np.array([r[0] for r in rows])
+    return Traffic(
+        per_second=count / window_s,
+        p50_ms=float(np.quantile(times, 0.5)) if rows else None,
+        p99_ms=float(np.quantile(times, 0.99)) if rows else None,
+        picked=sum(bool(r[2]) for r in rows) / len(rows) if rows else None,
+        confidence_counts=counts.tolist(),
+        edges=[round(float(e), 2) for e in edges],
+    )
+
+
+def replicas(database: Database, *, lease_s: float) -> list[ReplicaInfo]:
+    """Every process that has shown itself lately, by role."""
+    with database.read() as session:
+        rows = session.exec(select(Replica).order_by(Replica.role, col(Replica.started_at))).all()
+    alive = now() - 3 * lease_s
+    return [
+        ReplicaInfo(r.id, r.role, r.pid, r.host, r.url, r.serving, r.started_at, r.heartbeat_at, r.heartbeat_at > alive)
+        for r in rows
+    ]
+
+
+def projects(database: Database) -> dict[str, int]:
+    """Label Studio's project of each model that has one."""
+    with database.read() as session:
+        return dict(session.exec(select(StudioProject.model, StudioProject.project_id)).all())
+
+
+def keys(database: Database) -> list[KeyInfo]:
+    """All API keys, oldest first."""
+    with database.read() as session:
+        rows = session.exec(select(ApiKey).order_by(col(ApiKey.created_at))).all()
+    return [
+        KeyInfo(
+            r.id,
+            r.name,
+            r.scopes,
+            r.created_at,
+            r.expires_at,
+            key_state(r),
+        )
+        for r in rows
+    ]
+
+
+def sample(context: Context, sample_id: str) -> Kept | None:
+    """The image of a sample; None when it was not kept."""
+    with context.database.read() as session:
+        row = session.get(Sample, sample_id)
+    return Kept(context.store.get(f"samples/{sample_id}"), row.media_type) if row else None
 
 
 def _model_info(row: Model, aliases: Any, serving: dict[str, dict[str, Any]]) -> ModelInfo:

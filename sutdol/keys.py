@@ -49,15 +49,22 @@ def parse(key: str) -> tuple[str, str]:
     return parts[1], _digest(parts[2])
 
 
-def check(row: ApiKey | None, secret_sha256: str, scope: str) -> None:
-    """Raise AuthError unless `row` is the key that was presented, alive, and allowed to do `scope`."""
+def state(row: ApiKey) -> str:
+    """valid | expired | revoked."""
+    if row.revoked_at is not None:
+        return "revoked"
+    return "expired" if row.expires_at is not None and row.expires_at < now() else "valid"
+
+
+def check(row: ApiKey | None, secret_sha256: str, scope: str | None) -> None:
+    """Raise AuthError unless `row` is the key that was presented, alive, and allowed to do `scope` (None: anything)."""
     if row is None or not hmac.compare_digest(row.secret_sha256, secret_sha256):
         raise AuthError("API key: unknown", hint="make one with `sutdol keys create NAME`")
-    if row.revoked_at is not None:
+    if state(row) == "revoked":
         raise AuthError(f"API key {row.id} was revoked")
-    if row.expires_at is not None and row.expires_at < now():
+    if state(row) == "expired":
         raise AuthError(f"API key {row.id} has expired", hint="make a new one with `sutdol keys create NAME`")
-    if scope not in row.scopes and "admin" not in row.scopes:
+    if scope is not None and scope not in row.scopes and "admin" not in row.scopes:
         raise AuthError(f"API key {row.id} has the scopes {', '.join(row.scopes)}, this needs {scope!r}", status=403)
 
 

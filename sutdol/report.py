@@ -104,10 +104,8 @@ def keys(context: Context, console: Console) -> None:
 def settings(current: Settings, console: Console) -> None:
     """Every setting with the value in force; secrets are shown as `set`."""
     table = _table("variable", "value", "default", "meaning")
-    for name, variable, default, meaning in settings_module.describe():
-        value = getattr(current, name)
-        secret = name.endswith(("_key", "_password"))
-        table.add_row(variable, ("set" if value else "") if secret else str(value), default, meaning)
+    for row in settings_module.effective(current):
+        table.add_row(*row)
     console.print(table)
 
 

@@ -9,12 +9,15 @@ Errors: SetupError with the setting's name, what was expected and what was found
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from sutdol.errors import SetupError
+
+_PASSWORD_IN_URL = re.compile(r"(://[^/@:]*:)[^/@]*@")
 
 
 class Settings(BaseSettings):
@@ -147,6 +150,17 @@ def describe() -> list[tuple[str, str, str, str]]:
         (name, f"SUTDOL_{name.upper()}", str(field.default), field.description or "")
         for name, field in Settings.model_fields.items()
     ]
+
+
+def effective(settings: Settings) -> list[tuple[str, str, str, str]]:
+    """(variable, value in force, default, meaning) of every setting; secrets are shown as `set` or empty, in URLs as ***."""
+    rows = []
+    for name, variable, default, meaning in describe():
+        value = getattr(settings, name)
+        secret = name.endswith(("_key", "_password"))
+        shown = ("set" if value else "") if secret else _PASSWORD_IN_URL.sub(r"\1***@", str(value))
+        rows.append((variable, shown, default, meaning))
+    return rows
 
 
 def child_environment(settings: Settings, **extra: str) -> dict[str, str]:

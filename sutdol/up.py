@@ -63,7 +63,7 @@ def run(
     for name, arguments in COMMANDS.items():
         command = [sys.executable, "-m", "sutdol", *arguments]
         supervisor.add(name, _starter(command, environment, logs / f"{name}.log"))
-    say(f"serving on {config.url}, Label Studio on {config.studio_url}, logs in {logs}")
+    say(f"serving on {config.url} (console: {config.url}/console), Label Studio on {config.studio_url}, logs in {logs}")
     supervisor.run()
 
 

@@ -9,6 +9,7 @@ import httpx
 import pytest
 from shared_server import MAX_BODY, ORIGIN, Served
 
+from serving.web import assets
 from sutdol import keys
 from sutdol.context import open_context
 from sutdol.settings import load
@@ -19,6 +20,8 @@ from tests.tiny_models import classifier_bundle
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A server with the model `tiny`, a small body limit, one browser origin, and everything picked for labelling."""
+    if not assets.built():  # `make setup` does it; a fresh work tree has not
+        assets.build()
     home: Path = tmp_path_factory.mktemp("served")
     context = open_context(load(home=home))
     classifier_bundle(context)

@@ -1,0 +1,151 @@
+"""Charts as SVG text with a table behind each: numbers in, markup out. Pure.
+
+No styles inside: colours and strokes come from the style sheet by class, so charts follow light and dark, and a strict
+Content-Security-Policy holds. Every function returns a figure: the picture (hidden from screen readers) and, folded away
+under it, the same numbers as a table.
+
+Errors: ValueError for series of different lengths: the caller's mistake, never the user's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+WIDTH, HEIGHT = 600, 200
+_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 12, 12, 26
+
+
+@dataclass(frozen=True)
+class Series:
+    """One named line; `values` may hold None where nothing was measured."""
+
+    name: str
+    values: Sequence[float | None]
+
+
+def lines(title: str, x: Sequence[float], series: Sequence[Series], *, x_name: str, table_name: str) -> Markup:
+    """Lines over a common x; at most six series are told apart by colour and dash.
+
+    Args:
+        x: ascending positions of the points, shared by all series.
+        x_name: what x is, with its unit.
+        table_name: what the fold with the numbers is called.
+    """
+    for one in series:
+        if len(one.values) != len(x):
+            raise ValueError(f"series {one.name!r}: expected {len(x)} values, found {len(one.values)}")
+    known = [v for one in series for v in one.values if v is not None]
+    low, high = _range(known)
+    left, right = (float(x[0]), float(x[-1])) if x else (0.0, 1.0)
+    parts = [_axes(low, high, left, right, x_name)]
+    for i, one in enumerate(series):
+        points = [
+            f"{_x(a, left, right):.1f},{_y(v, low, high):.1f}"
+            for a, v in zip(x, one.values, strict=True)
+            if v is not None
+        ]
+        parts.append(f'<polyline class="line s{i % 6}" points="{" ".join(points)}"/>')
+        if len(points) == 1:
+            cx, cy = points[0].split(",")
+            parts.append(f'<circle class="dot s{i % 6}" cx="{cx}" cy="{cy}" r="3"/>')
+    legend = "".join(f'<li class="s{i % 6}">{escape(one.name)}</li>' for i, one in enumerate(series))
+    rows = [[_number(a), *(_number(one.values[k]) for one in series)] for k, a in enumerate(x)]
+    table = _table([x_name, *(one.name for one in series)], rows)
+    return _figure(title, "".join(parts), f'<ul class="legend">{legend}</ul>', table, table_name)
+
+
+def histogram(
+    title: str,
+    counts: Sequence[int],
+    edges: Sequence[float],
+    *,
+    x_name: str,
+    table_name: str,
+    marks: Sequence[float] = (),
+) -> Markup:
+    """Bars of `counts` between `edges` (one more than counts); `marks` are thresholds drawn as lines."""
+    if len(edges) != len(counts) + 1:
+        raise ValueError(f"histogram: expected {len(counts) + 1} edges, found {len(edges)}")
+    high = float(max([*counts, 1]))
+    left, right = float(edges[0]), float(edges[-1])
+    parts = [_axes(0.0, high, left, right, x_name)]
+    for count, a, b in zip(counts, edges, edges[1:], strict=False):
+        x0, x1, y = _x(a, left, right), _x(b, left, right), _y(count, 0.0, high)
+        parts.append(
+            f'<rect class="bar" x="{x0 + 0.5:.1f}" y="{y:.1f}" width="{max(x1 - x0 - 1, 0.5):.1f}" '
+            f'height="{HEIGHT - _BOTTOM - y:.1f}"/>'
+        )
+    for mark in marks:
+        at = _x(mark, left, right)
+        parts.append(f'<line class="mark" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP}" y2="{HEIGHT - _BOTTOM}"/>')
+    rows = [[f"{_number(a)} – {_number(b)}", str(n)] for n, a, b in zip(counts, edges, edges[1:], strict=False)]
+    return _figure(title, "".join(parts), "", _table([x_name, "n"], rows), table_name)
+
+
+def share_bar(parts: Sequence[tuple[str, int]]) -> Markup:
+    """One bar divided in proportion; its numbers stand in the text beside it, so it is hidden from screen readers."""
+    total = sum(n for _, n in parts)
+    if not total:
+        return Markup()
+    at, drawn = 0.0, []
+    for i, (_, n) in enumerate(parts):
+        width = 100 * n / total
+        drawn.append(f'<rect class="part s{i % 6}" x="{at:.2f}" y="0" width="{width:.2f}" height="6"/>')
+        at += width
+    body = "".join(drawn)
+    return Markup(f'<svg class="share" viewBox="0 0 100 6" preserveAspectRatio="none" aria-hidden="true">{body}</svg>')
+
+
+def _figure(title: str, body: str, legend: str, table: str, table_name: str) -> Markup:
+    return Markup(
+        f'<figure class="chart"><figcaption>{escape(title)}</figcaption>'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{body}</svg>'
+        f"{legend}<details><summary>{escape(table_name)}</summary>{table}</details></figure>"
+    )
+
+
+def _axes(low: float, high: float, left: float, right: float, x_name: str) -> str:
+    parts = []
+    for k in range(5):
+        value = low + (high - low) * k / 4
+        y = _y(value, low, high)
+        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text class="tick" x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_number(value)}</text>')
+    bottom = HEIGHT - 8
+    parts.append(f'<text class="tick" x="{_LEFT}" y="{bottom}">{_number(left)}</text>')
+    middle = (_LEFT + WIDTH - _RIGHT) / 2
+    parts.append(f'<text class="tick" x="{middle:.0f}" y="{bottom}" text-anchor="middle">{escape(x_name)}</text>')
+    parts.append(f'<text class="tick" x="{WIDTH - _RIGHT}" y="{bottom}" text-anchor="end">{_number(right)}</text>')
+    return "".join(parts)
+
+
+def _table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    table = f'<table class="data"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    return f'<div class="wide" tabindex="0">{table}</div>'
+
+
+def _range(values: Sequence[float]) -> tuple[float, float]:
+    if not values:
+        return 0.0, 1.0
+    low, high = min(values), max(values)
+    if low >= 0.0 and high <= 1.0:
+        return (0.0, 1.0) if low < 0.5 else (min(low, 0.9) // 0.1 * 0.1, 1.0)
+    low = min(low, 0.0)
+    return low, high if high > low else low + 1.0
+
+
+def _x(value: float, left: float, right: float) -> float:
+    return _LEFT + (WIDTH - _LEFT - _RIGHT) * ((value - left) / (right - left) if right > left else 0.5)
+
+
+def _y(value: float, low: float, high: float) -> float:
+    return HEIGHT - _BOTTOM - (HEIGHT - _TOP - _BOTTOM) * (value - low) / (high - low)
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
