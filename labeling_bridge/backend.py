@@ -18,9 +18,10 @@ import msgspec
 import structlog
 from sqlmodel import Session, select
 
-from labeling_bridge.convert import Result, iou, results_of
+from labeling_bridge.convert import Result, results_of
 from labeling_bridge.project import version_name
 from sutdol import registry, sampling
+from sutdol.agreement import iou
 from sutdol.context import Context
 from sutdol.errors import ImageError, InputError, NotFoundError, SutdolError
 from sutdol.predictor import Predictor

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from labeling_bridge.convert import same
+from sutdol.agreement import same
 from sutdol.types import Label, Split
 
 UNLABELABLE_AFTER = 2

@@ -26,10 +26,11 @@ import msgspec
 
 from labeling_bridge.account import UnknownOutcome, sign_up
 from labeling_bridge.config import CLASSES_CONTROL
-from labeling_bridge.convert import Result, label_results, same
+from labeling_bridge.convert import Result, label_results
 from labeling_bridge.project import project_description
 from labeling_bridge.studio import Studio
 from sutdol import images
+from sutdol.agreement import same
 from sutdol.errors import StudioError
 from sutdol.settings import load
 from sutdol.types import Box, Label, Task

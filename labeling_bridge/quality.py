@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 from sqlmodel import Session, select
 
-from labeling_bridge.convert import same
+from sutdol.agreement import same
 from sutdol.db import upsert
 from sutdol.jobs import Running
 from sutdol.stats import wilson

@@ -23,11 +23,12 @@ import msgspec
 from sqlmodel import Session, col, select
 
 from labeling_bridge.config import OBJECT, control
-from labeling_bridge.convert import label_of, same
+from labeling_bridge.convert import label_of
 from labeling_bridge.pictures import sample_row
 from labeling_bridge.rescore import REVIEW_ARM
 from labeling_bridge.studio import Studio, StudioTask
 from sutdol import images, jobs, registry
+from sutdol.agreement import same
 from sutdol.errors import ImageError, InputError, NotFoundError, StudioError, unknown
 from sutdol.events import tell
 from sutdol.jobs import Running

@@ -4,7 +4,7 @@
 
 Counting, deciding and starting happen in one transaction, so two triggers at once start one training and a crash leaves
 either nothing or a whole run. The clock asks again every few seconds, so labels that had to wait (a training was active,
-the cooldown was not over) need no further label to be noticed.
+the cooldown was not over) need no further label to be noticed. While a drift alarm is on fewer labels are enough.
 
 Errors: NotFoundError for a model that does not exist.
 """
@@ -20,7 +20,7 @@ from retrain import train
 from sutdol import registry
 from sutdol.jobs import Running
 from sutdol.settings import Settings
-from sutdol.tables import DatasetItem, LabelRow, Model, TrainingRun, now
+from sutdol.tables import DatasetItem, DriftState, LabelRow, Model, TrainingRun, now
 
 MAX_DOUBLINGS = 10
 """Failures in a row after which the cooldown no longer grows: 60 s have become 17 hours."""
@@ -46,12 +46,16 @@ def consider(session: Session, model: str, settings: Settings) -> dict[str, Any]
         new_labels, with started (the run's id) or waits (why not now) when they are enough.
     """
     fresh = new_labels(session, model)
-    if fresh < settings.retrain_after_labels:
+    watched = session.get(DriftState, model)
+    drifted = watched is not None and watched.alarm
+    enough = min(settings.retrain_after_labels, settings.retrain_on_drift_labels if drifted else 2**31)
+    if fresh < enough:
         return {"new_labels": fresh}
     left_s = _cooldown_left_s(session, model, settings.retrain_cooldown_s)
     if left_s > 0:
         return {"new_labels": fresh, "waits": f"cooldown, {left_s:.0f} s left"}
-    run = train.start(session, model, cause=f"{fresh} new labels")
+    cause = f"{fresh} new labels" + (f", drift: {watched.alarm_text}" if watched is not None and drifted else "")
+    run = train.start(session, model, cause=cause)
     if run is None:
         return {"new_labels": fresh, "waits": "a training is queued or active"}
     return {"new_labels": fresh, "started": run.id}

@@ -31,6 +31,7 @@ from serving import (
     predict,
     problems,
     versions,
+    watching,
 )
 from serving.auth import Keyring
 from serving.bodies import Bodies
@@ -39,6 +40,7 @@ from serving.log import LogWriter
 from serving.metrics import Metrics
 from serving.slots import Slots
 from serving.statistics import Statistics
+from serving.watching import Gauges
 from serving.web import routes as console
 from serving.web.desk import Desk, make_sessions
 from serving.web.render import Pages
@@ -73,16 +75,23 @@ def create_app(context: Context, routers: list[Router] | None = None) -> Litesta
     keyring = Keyring(context.database)
     bodies = Bodies(settings.max_body_bytes)
     desk = Desk(context, slots, engine, bodies, make_sessions(context, keyring), Pages())
+    gauges = Gauges(context.database, metrics)
     metrics.watch(queue_length=lambda: engine.waiting, log_pending=lambda: log.pending)
 
     @asynccontextmanager
     async def running(_: Litestar) -> AsyncIterator[None]:
-        for part in (log, engine, slots, keyring):
+        for part in (log, engine, slots, keyring, gauges):
             part.start()
         try:
             yield
         finally:
-            for stop in (engine.stop, log.stop, slots.stop, keyring.stop):  # answers first, then their commit
+            for stop in (
+                engine.stop,
+                log.stop,
+                slots.stop,
+                keyring.stop,
+                gauges.stop,
+            ):  # answers first, then their commit
                 await asyncio.to_thread(stop)
 
     async def finish(message: Message, scope: Scope) -> None:
@@ -113,6 +122,7 @@ def create_app(context: Context, routers: list[Router] | None = None) -> Litesta
     app = Litestar(
         state=State({"close_streams": close_streams}),
         route_handlers=[
+            watching.build(context, keyring),
             predict.build(context, slots, engine, log, keyring, bodies),
             operations.build(context, slots, engine, log, keyring, metrics),
             versions.build(context, keyring, bodies),

@@ -13,14 +13,18 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, Parameter
 from rich.console import Console
 
-from sutdol import __version__, cli_datasets, cli_versions, images
+from sutdol import __version__, cli_datasets, cli_monitor, cli_versions, images
 from sutdol.context import open_context
 from sutdol.errors import SetupError, SutdolError
 from sutdol.terminal import Home, console, open_home, parse_params, settings_of, sibling
 
 ROUTERS = ["labeling_bridge.routes"]
 """Modules with `build(context) -> Router`, mounted by `serve`."""
-HANDLERS = {"bridge": ["labeling_bridge.jobs", "retrain.jobs"], "train": ["retrain.jobs"], "batch": ["retrain.jobs"]}
+HANDLERS = {
+    "bridge": ["labeling_bridge.jobs", "retrain.jobs", "sutdol.monitor.job"],
+    "train": ["retrain.jobs"],
+    "batch": ["retrain.jobs"],
+}
 """Queue -> modules with HANDLERS for it."""
 
 app = App(
@@ -308,3 +312,4 @@ def keys_revoke(key_id: str, *, home: Home = None) -> None:
 
 
 cli_versions.add_to(app, open_home, console)
+cli_monitor.add_to(app)

@@ -54,6 +54,9 @@ class Settings(BaseSettings):
         0.02, ge=0, le=0.5, description="Share of tasks whose answer is known, to measure labelers."
     )
     retrain_after_labels: int = Field(100, ge=1, description="New labels that start a retraining.")
+    retrain_on_drift_labels: int = Field(
+        30, ge=1, description="New labels that start a retraining while a drift alarm is on."
+    )
     retrain_cooldown_s: float = Field(60.0, ge=0, description="Seconds between two retrainings of one model.")
     promotion: str = Field(
         "auto", pattern="^(auto|manual)$", description="What happens when the gate passes: auto or manual."
@@ -87,6 +90,7 @@ class Settings(BaseSettings):
     clock_tick_s: float = Field(1.0, gt=0, description="Seconds between two looks of the clock.")
     poll_interval_s: float = Field(15.0, gt=0, description="Seconds between two polls of Label Studio.")
     window_interval_s: float = Field(5.0, gt=0, description="Seconds between two choices of what to label.")
+    monitor_interval_s: float = Field(10.0, gt=0, description="Seconds between two looks at drift and live accuracy.")
     sweep_interval_s: float = Field(600.0, gt=0, description="Seconds between two full comparisons with Label Studio.")
     lease_s: float = Field(12.0, gt=0, description="Seconds after its last heartbeat that a job counts as abandoned.")
     heartbeat_s: float = Field(3.0, gt=0, description="Seconds between two heartbeats of a running job.")

@@ -44,7 +44,8 @@ def play(home: Path, data: Path, *, check: bool, labeler: str, params: dict[str,
     parts = _split(data, sorted(files))
     first, streamed = parts["train"][::3], [s for i, s in enumerate(parts["train"]) if i % 3]
     enough = max(int(len(streamed) * 0.8), 4)
-    with Stage(home, MODEL, console, **DEMO_SETTINGS, retrain_after_labels=enough) as stage:
+    settings = DEMO_SETTINGS | {"retrain_after_labels": enough, "retrain_on_drift_labels": enough}
+    with Stage(home, MODEL, console, **settings) as stage:
         stage.sutdol("import", REFERENCE, str(data), "--task", "detect", "--format", "voc")
         _tell_import(stage)
         folder = stage.home / "first"

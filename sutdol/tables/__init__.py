@@ -6,10 +6,12 @@ Who writes what:
     labeling_bridge    label_task (from `queued` on), annotation, label (source `annotation`), studio_project
     retrain            dataset, label (source `imported`), dataset_version, dataset_item, training_run, run_candidate,
                        run_progress, model_version, evaluation, decision
+    monitor            drift_state, version_profile, snapshot, event
     registry           model, alias, decision, event
     jobs               job, job_attempt, message, lease
 
-Append-only: prediction, annotation, dataset_version, dataset_item, run_progress, decision, event.
+Append-only: prediction, annotation, dataset_version, dataset_item, run_progress, decision, event,
+version_profile, snapshot.
 SQLite drops time zones, so no datetime columns. JSON columns hold what `sutdol.types` defines (msgspec.to_builtins).
 SQLModel tables do not validate: build rows from checked structs only.
 """
@@ -21,6 +23,7 @@ from sutdol.tables.house import ApiKey, Event, Secret
 from sutdol.tables.jobs import Job, JobAttempt, Lease, Message
 from sutdol.tables.labels import Annotation, LabelReport, LabelRow, LabelTask, StudioProject
 from sutdol.tables.models import Alias, Decision, Model, ModelVersion, Replica
+from sutdol.tables.monitor import DriftState, Snapshot, VersionProfile
 from sutdol.tables.predictions import Feedback, PredictionRow, Sample
 from sutdol.tables.training import (
     Dataset,
@@ -40,6 +43,7 @@ __all__ = [
     "DatasetItem",
     "DatasetVersion",
     "Decision",
+    "DriftState",
     "Evaluation",
     "Event",
     "Feedback",
@@ -58,8 +62,10 @@ __all__ = [
     "RunProgress",
     "Sample",
     "Secret",
+    "Snapshot",
     "StudioProject",
     "TrainingRun",
+    "VersionProfile",
     "new_id",
     "now",
 ]

@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from labeling_bridge.convert import box_result, iou, label_of, label_results, results_of, same
+from labeling_bridge.convert import box_result, label_of, label_results, results_of
+from sutdol.agreement import iou, same
 from sutdol.errors import InputError
 from sutdol.types import Box, Label
 

@@ -16,7 +16,7 @@ from sutdol.context import Context, open_context
 from sutdol.errors import NotFoundError
 from sutdol.jobs.rows import Running, claim
 from sutdol.settings import load
-from sutdol.tables import Job, LabelRow, TrainingRun, now
+from sutdol.tables import DriftState, Job, LabelRow, TrainingRun, now
 from sutdol.types import Label
 from tests.tiny_models import coloured_png
 
@@ -173,3 +173,16 @@ def test_a_relabelled_imported_sample_counts(ground: Context) -> None:
         row.source, row.value = "annotation", {"classes": ["b"], "boxes": []}
         session.add(row)
     assert run_trigger(ground)["cells"] == {"new_labels": 1}
+
+
+def test_while_a_drift_alarm_is_on_fewer_labels_are_enough(ground: Context) -> None:
+    """A changed world is the best reason to retrain; without the alarm the same labels wait for company."""
+    few = ground.settings.model_copy(update={"retrain_on_drift_labels": 2})
+    answer(ground, "abc")
+    with ground.database.begin() as session:
+        assert trigger.consider(session, "cells", few) == {"new_labels": 3}
+        state = DriftState(model="cells", version=1, charts={}, recent=[], alarm=True, alarm_text="it is dark")
+        session.add(state)
+        session.flush()
+        assert "started" in trigger.consider(session, "cells", few)
+    assert runs(ground)[0].cause == "3 new labels, drift: it is dark"

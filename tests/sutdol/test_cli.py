@@ -110,3 +110,16 @@ def test_settings_hide_secrets(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     monkeypatch.setenv("SUTDOL_LABEL_STUDIO_PASSWORD", "hunter2hunter2")
     assert run("settings") == 0
     assert "hunter2" not in capsys.readouterr().out
+
+
+def test_accuracy_and_drift_have_words_before_there_is_anything_to_say(
+    context: Context, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first thing a new user tries must not look broken."""
+    tiny_models.classifier_bundle(context)
+    assert run("accuracy", "tiny") == 0
+    assert "30 labels missing" in capsys.readouterr().out
+    assert run("accuracy", "tiny", "--days", "3") == 1
+    assert "expected one of 1, 7, 30" in capsys.readouterr().err
+    assert run("drift", "tiny") == 0
+    assert "no version has been watched yet" in capsys.readouterr().out

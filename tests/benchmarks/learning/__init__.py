@@ -1,0 +1,1 @@
+"""Is what decides about labels right? `python -m tests.benchmarks.learning` runs all, each module runs alone."""
