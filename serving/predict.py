@@ -23,7 +23,7 @@ from litestar.params import HeaderParameter, QueryParameter
 from serving import problems
 from serving.answers import FORMATS, PLAIN, Ask, Corners, Reply
 from serving.auth import Keyring, needs
-from serving.bodies import Bodies, image_of, images_of, read_json, settled, while_connected
+from serving.bodies import Bodies, image_in, images_of, read_json, settled, while_connected
 from serving.engine import Engine, Item
 from serving.log import Entry, LogWriter
 from serving.schemas import BatchOperation, FeedbackOperation, PredictOperation
@@ -107,7 +107,7 @@ def build(context: Context, slots: Slots, engine: Engine, log: LogWriter, keyrin
     ) -> Reply:
         slots.get(model)
         async with bodies.of(request) as body:
-            data = image_of(body, request.headers.get("content-type", ""))
+            data = await image_in(body, request.headers.get("content-type", ""))
             item = Item(
                 model, data, request.state.get("key_id"), Ticket(), _deadline(timeout), _asked(format, max_risk)
             )
