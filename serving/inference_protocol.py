@@ -30,8 +30,9 @@ from serving.answers import Ask, Reply, as_json
 from serving.auth import Keyring, needs
 from serving.bodies import MAX_IMAGES, SMALL_BYTES, Bodies, settled, while_connected
 from serving.engine import Engine, Item, Numbers
+from serving.loading import Loaded
 from serving.schemas import InferOperation, of_each_path
-from serving.slots import Loaded, Slots
+from serving.slots import Slots
 from serving.tensors import Inference, Tensor, pack, parse
 from serving.tickets import Ticket, outcomes
 from sutdol.errors import BusyError, InputError, NotFoundError
@@ -176,6 +177,7 @@ def build(slots: Slots, engine: Engine, keyring: Keyring, bodies: Bodies, ready:
     async def infer(
         request: HttpRequest, model: str, header_length: HeaderLength = None, version: str | None = None
     ) -> Response[bytes]:
+        await slots.ready(model)
         loaded = answering(slots, model, version)
         async with bodies.of(request) as body:
             if header_length == "0":  # the body is one encoded image and nothing else

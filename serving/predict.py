@@ -105,7 +105,7 @@ def build(context: Context, slots: Slots, engine: Engine, log: LogWriter, keyrin
         max_risk: MaxRisk = None,
         format: Format = "sutdol",
     ) -> Reply:
-        slots.get(model)
+        await slots.ready(model)
         async with bodies.of(request) as body:
             data = await image_in(body, request.headers.get("content-type", ""))
             item = Item(
@@ -132,7 +132,7 @@ def build(context: Context, slots: Slots, engine: Engine, log: LogWriter, keyrin
         max_risk: MaxRisk = None,
         format: Format = "sutdol",
     ) -> BatchReply:
-        slots.get(model)
+        await slots.ready(model)
         key_id, ask, deadline = request.state.get("key_id"), _asked(format, max_risk), _deadline(timeout)
         async with bodies.of(request) as body:
             images = await asyncio.to_thread(images_of, body, request.headers.get("content-type", ""))
