@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from retrain import exports, imports, train, trigger
+from retrain import autolabel, exports, imports, labelquality, train, trigger
 from sutdol.jobs import Handler
 
 HANDLERS: dict[str, Handler] = {
@@ -10,4 +10,6 @@ HANDLERS: dict[str, Handler] = {
     "retrain.trigger": trigger.handle,
     "retrain.import": imports.handle,
     "retrain.export": exports.handle,
+    "retrain.autolabel": autolabel.handle,
+    "retrain.labelquality": labelquality.handle,
 }

@@ -306,6 +306,7 @@ class _Attempt:
         with self.context.database.read() as session:
             recent = _recent(session, model.slug, champion, test)
             looks = _looks(session, model.slug, {item.sample_id for item in test})
+            recent_looks = _looks(session, model.slug, recent)
         verdict = gate.judge(
             model.task,  # type: ignore[arg-type]
             dataset.classes,
@@ -314,6 +315,7 @@ class _Attempt:
             test,
             recent=recent,
             looks=looks,
+            recent_looks=recent_looks,
             candidate_size_bytes=size,
         )
         automatic = self.context.settings.promotion == "auto"
@@ -361,6 +363,10 @@ class _Attempt:
                 registry.promote(
                     session, model.slug, version, who="gate", text=first_line, record={"decision_id": decision.id}
                 )
+                if model.task == "classify" and (limit := self.context.settings.second_looks):
+                    payload = {"model": model.slug, "limit": limit}
+                    key = f"retrain.labelquality:{model.slug}"
+                    jobs.send(session, "retrain.labelquality", payload, unique_key=key)
         return decision
 
     def _evaluation(self, model: str, version: int, dataset: DatasetVersion, evaluated: Evaluated) -> Evaluation:

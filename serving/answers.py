@@ -18,7 +18,7 @@ from serving.engine import Answer
 from serving.log import Entry
 from serving.metrics import Metrics
 from sutdol.abstention import abide
-from sutdol.sampling import is_unfamiliar
+from sutdol.sampling import is_unfamiliar, uniform
 from sutdol.tables import LabelTask, PredictionRow, new_id, now
 from sutdol.types import Prediction
 
@@ -118,8 +118,12 @@ class Ask:
 PLAIN = Ask()
 
 
-def compose(answer: Answer, metrics: Metrics) -> Entry:
-    """The log row, the label task if it was picked, and the reply of one answer."""
+def compose(answer: Answer, metrics: Metrics, keep_share: float = 0.0) -> Entry:
+    """The log row, the label task if it was picked, and the reply of one answer.
+
+    Args:
+        keep_share: of the images that no arm picked, kept by their content; for labels that are made without people.
+    """
     item, loaded, image, prediction, picked = answer.item, answer.loaded, answer.image, answer.prediction, answer.picked
     ask: Ask = item.ask or PLAIN
     manifest = loaded.predictor.manifest
@@ -187,7 +191,7 @@ def compose(answer: Answer, metrics: Metrics) -> Entry:
             ood_score=prediction.ood_score,
             answer=logged,
         )
-    kept = image if picked.arms else None
+    kept = image if picked.arms or uniform("keep", image.sample_id) < keep_share else None
     return Entry(item.ticket, ask.render(reply), ((PredictionRow, row),), image=kept, task=task)
 
 

@@ -31,8 +31,8 @@ class HasTicket(Protocol):
 
 
 Job = TypeVar("Job", bound=HasTicket)
-Outcome = tuple[Ticket | None, Any]
-"""What the request gets: a reply, or an exception that it raises. Without a ticket nobody waits."""
+Outcome = tuple[Ticket, Any]
+"""What the request gets: a reply, or an exception that it raises."""
 
 
 def settle(outcomes: Iterable[Outcome]) -> None:
@@ -40,11 +40,9 @@ def settle(outcomes: Iterable[Outcome]) -> None:
 
     Those who have gone, and those whose event loop has ended, hear nothing.
     """
-    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Ticket, Any]]] = {}
+    by_loop: dict[asyncio.AbstractEventLoop, list[Outcome]] = {}
     for outcome in outcomes:
-        ticket, result = outcome
-        if ticket is not None:
-            by_loop.setdefault(ticket.loop, []).append((ticket, result))
+        by_loop.setdefault(outcome[0].loop, []).append(outcome)
     for loop, theirs in by_loop.items():
         if not loop.is_closed():
             loop.call_soon_threadsafe(_settle, theirs)
@@ -69,7 +67,7 @@ async def outcomes(submit: Callable[[Job], None], jobs: Sequence[Job], *, at_onc
     return [task.result() for task in tasks]
 
 
-def _settle(outcomes: list[tuple[Ticket, Any]]) -> None:
+def _settle(outcomes: list[Outcome]) -> None:
     for ticket, result in outcomes:
         if ticket.future.done():
             continue

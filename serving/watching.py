@@ -1,4 +1,4 @@
-"""What the monitor has found, over HTTP and as gauges: `GET /v1/models/{model}/accuracy` and `/drift`.
+"""What the monitor has found, over HTTP and as gauges: `GET /v1/models/{model}/accuracy`, `/drift` and `/auto-labels`.
 
     rows of the job `monitor` -> sutdol.monitor.report -> JSON, and every GAUGES_S the Prometheus gauges
 
@@ -12,8 +12,9 @@ from __future__ import annotations
 import threading
 from typing import Annotated
 
+import msgspec
 import structlog
-from litestar import Router, get
+from litestar import Router, get, post
 from litestar.params import Parameter
 from prometheus_client import Gauge
 from sqlalchemy.exc import SQLAlchemyError
@@ -22,10 +23,16 @@ from serving.auth import Keyring, needs
 from serving.metrics import Metrics
 from sutdol.context import Context
 from sutdol.db import Database
-from sutdol.monitor import report
-from sutdol.monitor.report import Accuracy, Drift, Share
+from sutdol.monitor import guarantee, report
+from sutdol.monitor.report import Accuracy, AutoLabels, Drift, Share
 
 GAUGES_S = 5.0
+
+
+class Sent(msgspec.Struct):
+    """The job; null when the same one is waiting already."""
+
+    job_id: str | None
 
 
 def build(context: Context, keyring: Keyring) -> Router:
@@ -57,7 +64,37 @@ def build(context: Context, keyring: Keyring) -> Router:
         with database.read() as session:
             return report.drift_of(session, model)
 
-    return Router("/", route_handlers=[accuracy, drift])
+    @get(
+        "/v1/models/{model:str}/auto-labels",
+        guards=[needs(keyring, "label")],
+        sync_to_thread=True,
+        summary="What the last attempt at labelling without people found",
+        tags=["monitor"],
+        operation_id="auto_labels",
+    )
+    def auto_labels(model: str) -> AutoLabels:
+        with database.read() as session:
+            return report.auto_labels(session, model)
+
+    @post(
+        "/v1/models/{model:str}/auto-labels",
+        guards=[needs(keyring, "admin")],
+        sync_to_thread=True,
+        status_code=202,
+        summary="Label sure images without people",
+        description="Only when drawn labels prove the error; otherwise the result says how many labels are missing.",
+        tags=["monitor"],
+        operation_id="make_auto_labels",
+    )
+    def make_auto_labels(
+        model: str,
+        error: Annotated[float, Parameter(description="Share of them that may be wrong, in (0, 0.5].")],
+        limit: Annotated[int, Parameter(ge=1, le=100_000)] = guarantee.LIMIT,
+    ) -> Sent:
+        with database.begin() as session:
+            return Sent(guarantee.request(session, model, target=error, limit=limit))
+
+    return Router("/", route_handlers=[accuracy, drift, auto_labels, make_auto_labels])
 
 
 class Gauges:

@@ -41,6 +41,7 @@ DEMO_SETTINGS = {
     "max_open_tasks": 200,
     "retrain_after_labels": 130,
     "retrain_on_drift_labels": 130,
+    "second_looks": 0,
     "retrain_cooldown_s": 5.0,
     "poll_interval_s": 15.0,
     "window_interval_s": 2.0,

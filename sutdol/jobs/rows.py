@@ -51,6 +51,8 @@ KINDS: dict[str, JobKind] = {
     "retrain.import": JobKind("batch", 5),
     "retrain.export": JobKind("batch", 3),
     "retrain.preview": JobKind("batch", 2),
+    "retrain.autolabel": JobKind("batch", 3),
+    "retrain.labelquality": JobKind("batch", 3),
     "monitor": JobKind("bridge", 3),
     "bridge.window": JobKind("bridge", 3),
     "bridge.push": JobKind("bridge", 3),

@@ -77,6 +77,34 @@ class Drift(msgspec.Struct):
     """How close each chart is to its alarm (or, in alarm, to its end), in [0, 1]."""
 
 
+class AutoLabels(msgspec.Struct):
+    """The last attempt at labelling without people. `refused` says why none were made, `missing` how many labels too few.
+
+    `coverage` is the share of drawn images that the rule would have labelled, `paused` a drift alarm or a version that is
+    too new.
+    """
+
+    at: float | None = None
+    target: float | None = None
+    delta: float | None = None
+    version: int | None = None
+    labels: int = 0
+    missing: int = 0
+    labelled: int = 0
+    coverage: float | None = None
+    refused: str | None = None
+    paused: bool = False
+
+
+def auto_labels(session: Session, model: str) -> AutoLabels:
+    """The newest report of job `retrain.autolabel`."""
+    registry.get_model(session, model)
+    found = newest(session, model, "auto-labels")
+    if found is None:
+        return AutoLabels(refused="nobody has asked yet")
+    return msgspec.convert(found.data | {"at": found.at}, AutoLabels)
+
+
 def accuracy(session: Session, model: str, *, days: int = 7) -> Accuracy:
     """The newest snapshot of one window."""
     registry.get_model(session, model)

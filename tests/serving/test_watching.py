@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import httpx
 import msgspec
 import pytest
 from shared_server import Served, assert_problem
 
+from serving.answers import compose
+from serving.engine import Answer, Item
+from serving.log import Entry
+from serving.metrics import Metrics
+from serving.slots import Loaded
+from serving.tickets import Ticket
+from sutdol import images
+from sutdol.appearance import appearance
 from sutdol.monitor import drift
-from sutdol.tables import DriftState, Snapshot
+from sutdol.predictor import Predictor
+from sutdol.sampling import Picked, Sampler
+from sutdol.tables import DriftState, Job, Snapshot
 from tests.running_server import wait_for
+from tests.tiny_models import coloured_png
 
 SHARE = {"accuracy": 0.9, "low": 0.8, "high": 0.95, "labels": 40, "needed": 0, "answers": 900}
 
@@ -82,3 +95,38 @@ def test_the_gauges_follow(client: httpx.Client, watched: str) -> None:
     wait_for(lambda: 'sutdol_drift_alarm{model="watched"} 1.0' in lines(), "the gauges to follow")
     assert 'sutdol_live_accuracy{bound="low",model="watched"} 0.8' in lines()
     assert 'sutdol_live_accuracy_labels{model="watched"} 40.0' in lines()
+
+
+def test_auto_labels_are_asked_for_as_a_job_and_refused_in_words(served: Served, client: httpx.Client) -> None:
+    """The server does no such work itself; an impossible wish does not even become a job."""
+    served.model("lazy")
+    assert client.get("/v1/models/lazy/auto-labels").json()["refused"] == "nobody has asked yet"
+    sent = client.post("/v1/models/lazy/auto-labels", params={"error": 0.02})
+    assert sent.status_code == 202
+    with served.context.database.read() as session:
+        job = session.get_one(Job, sent.json()["job_id"])
+    assert (job.kind, job.payload) == ("retrain.autolabel", {"model": "lazy", "target": 0.02, "limit": 500})
+    assert_problem(client.post("/v1/models/lazy/auto-labels", params={"error": 0}), 400, "(0, 0.5]")
+    with served.client("label") as labeler:
+        assert labeler.post("/v1/models/lazy/auto-labels", params={"error": 0.02}).status_code == 403
+
+
+@pytest.mark.parametrize(("share", "kept"), [(0.0, 0), (0.3, 60), (1.0, 200)])
+def test_a_share_of_the_images_that_nobody_picked_is_kept(served: Served, share: float, kept: int) -> None:
+    """Labels without people need images; which ones are kept depends on their content alone, picked ones always are."""
+    predictor = Predictor.open(served.context.store, "tiny", 1)
+    loaded = Loaded("tiny", 1, "", predictor, Sampler("tiny", drawn_rate=0.0, other_rate=0.0), 1, 0.0, 0.0)
+    data = coloured_png("red")
+    image = images.admit(data)
+    prediction = predictor.predict_bytes(data)
+    looks = appearance(predictor.prepare(images.decode(data)), predictor.manifest.input)
+    ticket = Ticket.__new__(Ticket)  # nobody waits here, so it needs no event loop
+
+    def entry(number: int, *arms: str) -> Entry:
+        one = dataclasses.replace(image, sample_id=f"{number:064x}")
+        picked = Picked(list(arms), 0.1, "", 0.5)
+        answer = Answer(Item("tiny", data, None, ticket), loaded, one, prediction, picked, 1.0, looks)
+        return compose(answer, Metrics(), share)
+
+    assert sum(entry(i).image is not None for i in range(200)) == pytest.approx(kept, abs=20 if 0 < share < 1 else 0)
+    assert entry(0, "drawn").image is not None

@@ -123,3 +123,15 @@ def test_accuracy_and_drift_have_words_before_there_is_anything_to_say(
     assert "expected one of 1, 7, 30" in capsys.readouterr().err
     assert run("drift", "tiny") == 0
     assert "no version has been watched yet" in capsys.readouterr().out
+
+
+def test_labels_without_people_are_refused_in_words(context: Context, capsys: pytest.CaptureFixture[str]) -> None:
+    """A new installation has proven nothing yet; and what is impossible is said before a job is made."""
+    tiny_models.classifier_bundle(context)
+    assert run("auto-label", "tiny", "--error", "0.02", "--wait") == 1
+    assert "still being learned" in capsys.readouterr().out
+    assert run("auto-label", "tiny", "--error", "0.9") == 1
+    assert "(0, 0.5]" in capsys.readouterr().err
+    assert run("second-look", "tiny") == 0
+    assert run("second-look", "nope") == 1
+    assert "unknown model 'nope'" in capsys.readouterr().err

@@ -8,7 +8,7 @@ import time
 
 import tests.benchmarks.learning as package
 
-LIBRARY = {"__main__", "nets", "populations", "quiet", "tables", "worlds"}
+LIBRARY = {"__main__", "nets", "populations", "tables", "worlds"}
 
 
 def main() -> None:

@@ -72,7 +72,7 @@ def photos() -> list[tuple[Path, Any]]:
 def detector(train: list[tuple[Path, Any]], folder: Path) -> Any:
     """A calibrated predictor, trained here; about a minute on two cores."""
     from retrain.families import Item, Spec, get_family
-    from tests.benchmarks.learning.quiet import Quiet
+    from tests.benchmarks.learning.nets import Quiet
 
     family = get_family("yolo")
     os.environ.update(family.environment(folder))

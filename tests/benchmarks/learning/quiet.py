@@ -1,9 +1,0 @@
-"""Hooks of a model family that nobody listens to."""
-
-from __future__ import annotations
-
-
-class Quiet:
-    def step(self, **numbers: float) -> None: ...
-    def epoch(self, epoch: int, epochs: int, metrics: dict[str, float]) -> None: ...
-    def check(self) -> None: ...
