@@ -26,7 +26,7 @@ from sqlmodel import Session, col, select
 from sutdol import jobs, registry
 from sutdol.errors import ImageError, InputError, NotFoundError
 from sutdol.events import tell
-from sutdol.images import decode
+from sutdol.images import admit, decode
 from sutdol.jobs import Running
 from sutdol.predictor import Predictor
 from sutdol.scoring import softmax
@@ -157,7 +157,8 @@ def _features(
     parts: list[NDArray[np.float32]] = []
     for row in rows:
         try:
-            rgb = decode(running.context.store.get(f"samples/{row.sample_id}"), cover_hw=predictor.cover_hw)
+            image = admit(running.context.store.get(f"samples/{row.sample_id}"))
+            rgb = decode(image.data, cover_hw=predictor.cover((image.height_px, image.width_px)))
         except (ImageError, NotFoundError):
             continue
         tensors.append(predictor.prepare(rgb))

@@ -1,7 +1,7 @@
 """The composition root of the server: everything is built here once and handed over as arguments.
 
-create_app(context, routers) -> Litestar; its lifespan starts log, engine, slots and keys, and stops them in an order
-in which every accepted request still gets its answer
+create_app(context, routers) -> Front, with a Litestar behind it; the lifespan of that starts log, engine, slots and keys,
+and stops them in an order in which every accepted request still gets its answer
 """
 
 from __future__ import annotations
@@ -30,14 +30,18 @@ from serving import (
     operations,
     predict,
     problems,
+    trials,
     versions,
     watching,
 )
 from serving.auth import Keyring
 from serving.bodies import Bodies
 from serving.engine import Engine
+from serving.follow import Follower
+from serving.front import Front, request_id_of
 from serving.log import LogWriter
 from serving.metrics import Metrics
+from serving.shadow import Shadow
 from serving.slots import Slots
 from serving.statistics import Statistics
 from serving.watching import Gauges
@@ -52,17 +56,21 @@ _ALLOWED_HEADERS = ["Authorization", "Content-Type", "X-Request-Id", "X-Request-
 _EXPOSED_HEADERS = ["X-Request-Id", "Retry-After", _LENGTH]
 
 
-def create_app(context: Context, routers: list[Router] | None = None) -> Litestar:
+def create_app(context: Context, routers: list[Router] | None = None) -> Front:
     """The server's app. `routers` are those of the sibling packages, each made by its `build(context)`.
 
-    `app.state.close_streams()` ends every feed and video stream, which would otherwise last as long as their clients like.
+    `state.close_streams()` of its Litestar ends every feed and video stream, which would otherwise last as long as their
+    clients like.
     """
     settings = context.settings
     metrics = Metrics()
     feed, streams = live.Feed(), frames.Streams()
-    log = LogWriter(context.database, context.store, metrics, told=feed.told)
+    spool = (settings.spool, settings.spool_bytes)
+    log = LogWriter(context.database, context.store, metrics, spool=spool, told=feed.told)
     slots = Slots(context, metrics)
     statistics = Statistics()
+    follower = Follower(context, slots)
+    shadow = Shadow(log, slots.watch)
     engine = Engine(
         slots,
         log,
@@ -71,27 +79,29 @@ def create_app(context: Context, routers: list[Router] | None = None) -> Litesta
         threads=settings.inference_threads,
         limit=settings.queue_limit,
         statistics=statistics,
+        limits=settings.queue_limits,
+        shadow=shadow,
     )
-    keyring = Keyring(context.database)
+    keyring = Keyring(context.database, stale_s=settings.keys_stale_s)
     bodies = Bodies(settings.max_body_bytes)
     desk = Desk(context, slots, engine, bodies, make_sessions(context, keyring), Pages())
     gauges = Gauges(context.database, metrics)
-    metrics.watch(queue_length=lambda: engine.waiting, log_pending=lambda: log.pending)
+    metrics.watch(
+        queue_length=lambda: engine.waiting,
+        log_pending=lambda: log.pending,
+        spooled=lambda: log.spooling.entries if log.spooling else 0,
+        memory=lambda: slots.memory_bytes,
+    )
 
     @asynccontextmanager
     async def running(_: Litestar) -> AsyncIterator[None]:
-        for part in (log, engine, slots, keyring, gauges):
+        for part in (log, engine, shadow, follower, keyring, gauges):
             part.start()
         try:
             yield
         finally:
-            for stop in (
-                engine.stop,
-                log.stop,
-                slots.stop,
-                keyring.stop,
-                gauges.stop,
-            ):  # answers first, then their commit
+            # answers first, then their commit
+            for stop in (engine.stop, shadow.stop, log.stop, follower.stop, keyring.stop, gauges.stop):
                 await asyncio.to_thread(stop)
 
     async def finish(message: Message, scope: Scope) -> None:
@@ -101,12 +111,11 @@ def create_app(context: Context, routers: list[Router] | None = None) -> Litesta
         headers = MutableScopeHeaders.from_message(message)
         headers["X-Request-Id"] = state.get("request_id") or new_id()
         headers["X-Content-Type-Options"] = "nosniff"
-        route = scope.get("path_template") or "unmatched"
+        route = str(scope.get("path_template") or "unmatched")
         if scope.get("method") == "OPTIONS" and route in methods:
             headers["Allow"] = openapi.allowed(methods[route], route, scope["path"])
-        metrics.requests.labels(str(route), str(scope.get("method")), str(message["status"])).inc()
-        if "began" in state:
-            metrics.request_seconds.labels(str(route)).observe(time.perf_counter() - state["began"])
+        seconds = time.perf_counter() - state["began"] if "began" in state else 0.0
+        metrics.answered(route, str(scope.get("method")), int(message["status"]), seconds)
 
     cors = CORSConfig(
         allow_origins=settings.origins,
@@ -119,15 +128,16 @@ def create_app(context: Context, routers: list[Router] | None = None) -> Litesta
         feed.close()
         streams.close()
 
-    app = Litestar(
+    litestar = Litestar(
         state=State({"close_streams": close_streams}),
         route_handlers=[
             watching.build(context, keyring),
             predict.build(context, slots, engine, log, keyring, bodies),
-            operations.build(context, slots, engine, log, keyring, metrics),
+            operations.build(context, slots, follower, engine, log, keyring, metrics),
+            trials.build(context, slots, keyring),
             versions.build(context, keyring, bodies),
             inference_protocol.build(
-                slots, engine, keyring, bodies, ready=partial(operations.in_the_way, slots, engine, log)
+                slots, engine, keyring, bodies, ready=partial(operations.in_the_way, slots, follower, engine, log)
             ),
             inference_operations.build(context, slots, statistics, keyring, bodies),
             live.build(feed, keyring),
@@ -147,8 +157,8 @@ def create_app(context: Context, routers: list[Router] | None = None) -> Litesta
         logging_config=None,
         debug=False,
     )
-    methods = openapi.methods_of(app)
-    return app
+    methods = openapi.methods_of(litestar)
+    return Front(litestar, slots, engine, keyring, bodies, metrics)
 
 
 def _timed(app: ASGIApp) -> ASGIApp:
@@ -158,9 +168,7 @@ def _timed(app: ASGIApp) -> ASGIApp:
         state: dict[str, Any] = scope["state"]
         state["began"] = time.perf_counter()
         given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
-        word = given.decode("ascii", "replace")
-        plain = 0 < len(word) <= 64 and word.replace("-", "").replace("_", "").isalnum() and word.isascii()
-        state["request_id"] = word if plain else new_id()
+        state["request_id"] = request_id_of(given.decode("ascii", "replace"))
         await app(scope, receive, send)
 
     return middleware

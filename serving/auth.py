@@ -5,7 +5,8 @@
 A key that was revoked stops working within REFRESH_S. One that was made a moment ago works at once: an unknown id waits for
 a renewal of the snapshot that begins after it asked, shared by all who ask, before it is refused.
 
-Errors: AuthError 401 and 403; BusyError 503 when the keys could not be read for STALE_S, because then a revoked one might pass.
+Errors: AuthError 401 and 403; BusyError 503 when the keys could not be read for too long, because then
+a revoked one might pass.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ from sutdol.errors import AuthError, BusyError
 from sutdol.tables import ApiKey
 
 REFRESH_S = 0.4
-STALE_S = 30.0
 _MISS_INTERVAL_S = 0.1
 """Unknown ids cause at most ten renewals a second, whatever is thrown at us."""
 
@@ -35,8 +35,9 @@ _MISS_INTERVAL_S = 0.1
 class Keyring:
     """All API keys of this installation; `check` never touches the database unless the id is unknown."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, stale_s: float = 300.0) -> None:
         self._database = database
+        self._stale_s = stale_s
         self._rows: dict[str, ApiKey] = {}
         self._read_at = 0.0
         self._renewing = threading.Lock()
@@ -79,7 +80,7 @@ class Keyring:
         if row is None:
             await self._look_again()
             row = self._rows.get(key_id)
-        if time.monotonic() - self._read_at > STALE_S:
+        if time.monotonic() - self._read_at > self._stale_s:
             raise BusyError("the API keys cannot be read", retry_after_s=5)
         return row
 

@@ -33,6 +33,8 @@ MAX_IMAGES = 64
 _MAX_SEGMENTS = 32
 """Parts of a form beside its images."""
 HELD_BYTES = 256_000_000
+SMALL_BYTES = 64_000
+"""Bodies up to this size are taken apart on the event loop, larger ones in a thread."""
 _WATCH_AFTER_S = 0.25
 """A request that waits longer than this is watched, so that it is dropped when its client goes away."""
 _INFLATERS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
@@ -100,7 +102,7 @@ class Reading:
             async with asyncio.timeout(BODY_TIMEOUT_S):
                 body = await self._read()
             encoding = self._request.headers.get("content-encoding", "identity").strip().lower()
-            return body if encoding == "identity" else await asyncio.to_thread(_inflated, body, encoding, self._limit)
+            return body if encoding == "identity" else await self._inflate(body, encoding)
         except TimeoutError:
             self._bodies.give(self._held)
             raise InputError(f"body: not here after {BODY_TIMEOUT_S:g} s", status=408) from None
@@ -110,6 +112,15 @@ class Reading:
 
     async def __aexit__(self, *_: object) -> None:
         self._bodies.give(self._held)
+
+    async def _inflate(self, body: bytes, encoding: str) -> bytes:
+        """Room for the largest body is taken first, and what was not needed given back."""
+        self._bodies.take(self._limit)
+        self._held += self._limit
+        plain = await asyncio.to_thread(_inflated, body, encoding, self._limit)
+        self._bodies.give(self._limit - len(plain))
+        self._held -= self._limit - len(plain)
+        return plain
 
     async def _read(self) -> bytes:
         announced = self._request.headers.get("content-length")
@@ -145,6 +156,13 @@ def read_json(body: bytes, kind: type[T]) -> T:
         raise InputError(f"body: {error}") from None
     except RecursionError:
         raise InputError("body: JSON nested too deeply") from None
+
+
+async def image_in(body: bytes, content_type: str) -> bytes:
+    """`image_of`, away from the event loop when it takes long."""
+    if len(body) <= SMALL_BYTES or not _is_form(content_type):
+        return image_of(body, content_type)
+    return await asyncio.to_thread(image_of, body, content_type)
 
 
 def image_of(body: bytes, content_type: str) -> bytes:

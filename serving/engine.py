@@ -28,16 +28,19 @@ from typing import Any
 import numpy as np
 import structlog
 
+from serving.loading import Loaded
 from serving.log import Entry, LogWriter
 from serving.metrics import Metrics
-from serving.slots import Loaded, Slots
+from serving.shadow import Offered, Shadow
+from serving.slots import Slots
 from serving.statistics import Statistics
 from serving.tickets import Ticket, settle
 from sutdol import images
 from sutdol.appearance import Appearance, appearance
-from sutdol.errors import BusyError, InputError, ModelError, SutdolError
+from sutdol.errors import BusyError, InputError, ModelError, NotFiniteError, SutdolError
 from sutdol.images import Image
 from sutdol.predictor import Raw
+from sutdol.registry import split
 from sutdol.runtime import Float32
 from sutdol.sampling import Picked
 from sutdol.tables import now
@@ -88,6 +91,10 @@ class _Prepared:
     item: Item
     image: Image | None
     tensor: Float32
+    loaded: Loaded
+    """Who answers it: the version that the request named, or a canary whose share it falls into."""
+    stood_in: bool = False
+    """The version that should have answered has failed on it."""
 
 
 class Engine:
@@ -96,7 +103,8 @@ class Engine:
     Args:
         compose: an answer becomes what the log writes and the client gets.
         threads: 0 means one per core.
-        limit: items waiting before `submit` refuses.
+        limit: items waiting before `submit` refuses; `limits` the same by model.
+        shadow: gets the answers that another version should give as well.
         statistics: where counts and times per model version go.
     """
 
@@ -109,6 +117,8 @@ class Engine:
         compose: Callable[[Answer], Entry],
         threads: int = 0,
         limit: int = 256,
+        limits: dict[str, int] | None = None,
+        shadow: Shadow | None = None,
         statistics: Statistics | None = None,
     ) -> None:
         self._slots = slots
@@ -117,6 +127,8 @@ class Engine:
         self._compose = compose
         self._statistics = statistics or Statistics()
         self._limit = limit
+        self._limits = limits or {}
+        self._shadow = shadow
         self._lanes: dict[str, deque[Item]] = {}
         self._waiting = 0
         self._seconds_each = 0.01
@@ -163,7 +175,14 @@ class Engine:
                 raise BusyError(
                     f"{self._waiting} requests are waiting, that is the limit", retry_after_s=min(max(seconds, 1), 60)
                 )
-            self._lanes.setdefault(item.model, deque()).append(item)
+            lane = self._lanes.get(item.model)
+            if lane is None:
+                lane = self._lanes[item.model] = deque()
+            elif self._limits and len(lane) >= self._limits.get(split(item.model)[0], self._limit):
+                refusal = BusyError(f"{len(lane)} requests wait for {item.model}, that is its limit", retry_after_s=1)
+                refusal.status = 429
+                raise refusal
+            lane.append(item)
             self._waiting += 1
             self._wake.notify()
 
@@ -231,41 +250,60 @@ class Engine:
             queued_s=sum(began - item.accepted for item in items),
             prepared_s=time.perf_counter() - began,
         )
-        if prepared:
-            self._metrics.batch_size.observe(len(prepared))
-            self._run(loaded, prepared)
+        for group in _by_version(prepared):
+            self._metrics.batch_size.observe(len(group))
+            self._run(group[0].loaded, group)
 
-    def _prepare(self, loaded: Loaded, item: Item) -> _Prepared | None:
+    def _prepare(self, loaded: Loaded, item: Item, *, failed: _Prepared | None = None) -> _Prepared | None:
+        """The item as the version that answers it wants it; `failed` when `loaded` stands in for another one."""
         try:
             if item.tensor is not None:
-                return _Prepared(item, None, _fitting(item.tensor, loaded))
-            image = images.admit(item.data)
-            rgb = images.decode(image.data, cover_hw=loaded.predictor.cover_hw)
-            return _Prepared(item, image, loaded.predictor.prepare(rgb))
+                return _Prepared(item, None, _fitting(item.tensor, loaded), loaded)
+            image = failed.image if failed is not None and failed.image is not None else images.admit(item.data)
+            if failed is None:
+                loaded = self._slots.route(loaded, image.sample_id)
+            rgb = images.decode(image.data, cover_hw=loaded.predictor.cover((image.height_px, image.width_px)))
+            return _Prepared(item, image, loaded.predictor.prepare(rgb), loaded, failed is not None)
         except Exception as error:  # whatever it is, it is this item's own: its request raises it again
             settle([(item.ticket, error)])
             return None
 
     def _run(self, loaded: Loaded, prepared: list[_Prepared]) -> None:
-        began = time.perf_counter()
+        began, cpu = time.perf_counter(), time.thread_time()
         try:
-            raw = loaded.predictor.run(np.stack([p.tensor for p in prepared]))
+            alone = len(prepared) == 1
+            batch = prepared[0].tensor[None] if alone else np.stack([p.tensor for p in prepared])
+            raw = loaded.predictor.run(batch)
             if len(raw.scores) != len(prepared):
                 raise ModelError(f"the model answered for {len(raw.scores)} of {len(prepared)} images")
         except ModelError as error:
             if len(prepared) == 1:
-                self._statistics.failed(loaded.model, loaded.version)
-                settle([(prepared[0].item.ticket, _blame(prepared[0], error))])
+                self._failed(loaded, prepared[0], error)
                 return
             for one in prepared:
                 self._run(loaded, [one])
             return
         ran = time.perf_counter()
+        seconds = time.thread_time() - cpu if loaded.on_cpu else ran - began
+        self._slots.watch.ran(loaded.model, loaded.version, seconds_each=seconds / len(prepared))
         for i, one in enumerate(prepared):
             self._finish(loaded, one, raw, i)
         self._statistics.ran(
             loaded.model, loaded.version, items=len(prepared), ran_s=ran - began, finished_s=time.perf_counter() - ran
         )
+
+    def _failed(self, loaded: Loaded, one: _Prepared, error: ModelError) -> None:
+        """Counted; and answered by the proven version when `loaded` is a new one on trial."""
+        self._statistics.failed(loaded.model, loaded.version)
+        if one.image is not None and not one.stood_in:
+            self._slots.watch.failed(loaded.model, loaded.version, not_finite=isinstance(error, NotFiniteError))
+            proven = self._slots.stand_in(loaded)
+            if proven is not None:
+                again = self._prepare(proven, one.item, failed=one)
+                if again is not None:
+                    self._run(proven, [again])
+                return
+        settle([(one.item.ticket, _blame(one, error))])
 
     def _finish(self, loaded: Loaded, one: _Prepared, raw: Raw, i: int) -> None:
         if one.image is None:
@@ -278,9 +316,23 @@ class Engine:
             duration_ms = (time.perf_counter() - one.item.accepted) * 1000
             looks = appearance(one.tensor, predictor.manifest.input)
             answer = Answer(one.item, loaded, one.image, prediction, picked, duration_ms, looks)
-            self._log_writer.submit(self._compose(answer))
+            entry = self._compose(answer)
+            self._log_writer.submit(entry)
+            if self._shadow is not None:
+                pair = self._slots.pair(loaded, one.image.sample_id)
+                if pair is not None:
+                    prediction_id = entry.rows[0][1]["id"]
+                    self._shadow.offer(Offered(pair, loaded, one.image, one.tensor, prediction, prediction_id))
         except Exception as error:  # as in _prepare
             settle([(one.item.ticket, error)])
+
+
+def _by_version(prepared: list[_Prepared]) -> list[list[_Prepared]]:
+    """Nearly always one group; a canary's share makes two."""
+    groups: dict[int, list[_Prepared]] = {}
+    for one in prepared:
+        groups.setdefault(id(one.loaded), []).append(one)
+    return list(groups.values())
 
 
 def _fitting(tensor: Float32, loaded: Loaded) -> Float32:

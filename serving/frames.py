@@ -113,7 +113,7 @@ def build(slots: Slots, engine: Engine, keyring: Keyring, streams: Streams, max_
         try:
             if streams.full:
                 raise BusyError(f"{MAX_STREAMS} streams are open, that is the limit", retry_after_s=10)
-            slots.get(model)
+            await slots.ready(model)
             await streams.run(_talk(socket, accept, lambda: keyring.check(header, "predict")))
         except (WebSocketDisconnect, TimeoutError):
             pass

@@ -91,7 +91,7 @@ def build(context: Context, slots: Slots, statistics: Statistics, keyring: Keyri
                 f"load: expected no parameters, found {', '.join(sorted(map(str, parameters)))}",
                 hint="a model's files and configuration come from training or import, not with this call",
             )
-        slots.get(model)
+        await slots.ready(model)
         return {}
 
     @post(

@@ -28,10 +28,11 @@ from litestar.params import HeaderParameter
 import sutdol
 from serving.answers import Ask, Reply, as_json
 from serving.auth import Keyring, needs
-from serving.bodies import MAX_IMAGES, Bodies, settled, while_connected
+from serving.bodies import MAX_IMAGES, SMALL_BYTES, Bodies, settled, while_connected
 from serving.engine import Engine, Item, Numbers
+from serving.loading import Loaded
 from serving.schemas import InferOperation, of_each_path
-from serving.slots import Loaded, Slots
+from serving.slots import Slots
 from serving.tensors import Inference, Tensor, pack, parse
 from serving.tickets import Ticket, outcomes
 from sutdol.errors import BusyError, InputError, NotFoundError
@@ -44,8 +45,8 @@ OF_IMAGE = ("prediction", "prediction_id", "label", "confidence")
 OF_TENSOR = ("scores", "features")
 AT_ONCE = 8
 """Images of one request in the queue at a time."""
-_SMALL_BODY = 64_000
-"""Bytes that are parsed on the event loop; larger bodies go to a thread."""
+PARSED_AT_ONCE = 2
+"""Large bodies: as JSON, 20 MB of numbers take 130 MB while they are parsed."""
 EXTENSIONS = [
     "binary_tensor_data",
     "classification",
@@ -112,6 +113,7 @@ class ModelMetadata(msgspec.Struct):
 def build(slots: Slots, engine: Engine, keyring: Keyring, bodies: Bodies, ready: Any) -> Router:
     """The routes of this file. `ready()` lists what stands in the way of answering, as for /readyz."""
     reader = needs(keyring, "predict")
+    parsing = asyncio.Semaphore(PARSED_AT_ONCE)
 
     @get("/v2/health/live", tags=["inference protocol"], summary="Is the process alive?", operation_id="v2_live")
     async def live() -> Liveness:
@@ -175,14 +177,16 @@ def build(slots: Slots, engine: Engine, keyring: Keyring, bodies: Bodies, ready:
     async def infer(
         request: HttpRequest, model: str, header_length: HeaderLength = None, version: str | None = None
     ) -> Response[bytes]:
+        await slots.ready(model)
         loaded = answering(slots, model, version)
         async with bodies.of(request) as body:
             if header_length == "0":  # the body is one encoded image and nothing else
                 given = Inference("", {IMAGE: Tensor(IMAGE, (1,), None, [body])}, {}, {}, True, {})
-            elif len(body) <= _SMALL_BODY:
+            elif len(body) <= SMALL_BYTES:
                 given = parse(body, header_length)
             else:
-                given = await asyncio.to_thread(parse, body, header_length)
+                async with parsing:
+                    given = await asyncio.to_thread(parse, body, header_length)
             items, wanted = _plan(given, loaded, request.state.get("key_id"))
             if len(items) == 1:
                 engine.submit(items[0])

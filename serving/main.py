@@ -24,9 +24,10 @@ from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.server.embed import Server
-from litestar import Litestar, Router
+from litestar import Router
 
 from serving.app import create_app
+from serving.front import Front
 from sutdol.context import Context
 from sutdol.errors import SetupError
 
@@ -74,7 +75,7 @@ def _connections() -> int:
     return max(min(_MAX_CONNECTIONS, most - _FILES_FOR_OURSELVES), 64)
 
 
-async def _run(app: Litestar, host: str, port: int) -> None:
+async def _run(app: Front, host: str, port: int) -> None:
     server = Server(
         app,
         address=host,
@@ -91,7 +92,7 @@ async def _run(app: Litestar, host: str, port: int) -> None:
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stop.set)
-    async with app.lifespan():
+    async with app.litestar.lifespan():
         gc.collect()
         gc.freeze()  # what was imported and loaded is never collected again; spares the long pauses
         serving = asyncio.create_task(server.serve())
@@ -99,7 +100,7 @@ async def _run(app: Litestar, host: str, port: int) -> None:
         log.info("serving", url=f"http://{host}:{port}", pid=os.getpid())
         await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
-        app.state.close_streams()
+        app.litestar.state.close_streams()
         server.stop()  # type: ignore[no-untyped-call]
         _, late = await asyncio.wait({serving}, timeout=GRACE_S)
     if late:

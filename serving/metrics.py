@@ -19,6 +19,7 @@ class Metrics:
 
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # they double the number of series and no board uses them
+        self._series: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         r = self.registry = CollectorRegistry(auto_describe=True)
         self.requests = Counter("sutdol_requests", "Answered HTTP requests.", ["route", "method", "status"], registry=r)
         self.request_seconds = Histogram(
@@ -28,6 +29,7 @@ class Metrics:
         self.picked = Counter("sutdol_picked", "Predictions picked for labelling.", ["model", "arm"], registry=r)
         self.unfamiliar = Counter("sutdol_unfamiliar", "Predictions on unfamiliar images.", ["model"], registry=r)
         self.swaps = Counter("sutdol_swap", "Model swaps by outcome: done, refused.", ["model", "outcome"], registry=r)
+        self.evicted = Counter("sutdol_evicted", "Loaded versions let go for others.", ["model"], registry=r)
         self.swap_seconds = Histogram(
             "sutdol_swap_duration_seconds", "Load, warm, check and publish.", ["model"], registry=r, buckets=_SECONDS
         )
@@ -38,14 +40,35 @@ class Metrics:
         self.dropped = Counter("sutdol_dropped", "Waiting requests dropped: gone, expired.", ["cause"], registry=r)
         self.log_commits = Counter("sutdol_log_commits", "Commits of the prediction log.", registry=r)
         self.log_failures = Counter("sutdol_log_failures", "Predictions refused because of the log.", registry=r)
+        self.log_spooled = Counter("sutdol_log_spooled", "Predictions that went into the spool.", registry=r)
         self.log_seconds = Histogram("sutdol_log_commit_seconds", "One group commit.", registry=r, buckets=_SECONDS)
         self._queue = Gauge("sutdol_queue_length", "Requests waiting for inference.", registry=r)
         self._pending = Gauge("sutdol_log_pending", "Answers waiting for their commit.", registry=r)
+        self._memory = Gauge("sutdol_models_memory_bytes", "What the loaded models are counted with.", registry=r)
+        self._spooled = Gauge("sutdol_spool_entries", "Answers in the spool, not in the database yet.", registry=r)
 
-    def watch(self, *, queue_length: Callable[[], int], log_pending: Callable[[], int]) -> None:
-        """Read these two at every scrape."""
+    def watch(
+        self,
+        *,
+        queue_length: Callable[[], int],
+        log_pending: Callable[[], int],
+        spooled: Callable[[], int],
+        memory: Callable[[], int],
+    ) -> None:
+        """Read these at every scrape."""
         self._queue.set_function(queue_length)
         self._pending.set_function(log_pending)
+        self._spooled.set_function(spooled)
+        self._memory.set_function(memory)
+
+    def answered(self, route: str, method: str, status: int, seconds: float) -> None:
+        """Count one HTTP request; looking a series up by its labels costs more than counting, so it is done once."""
+        series = self._series.get((route, method, status))
+        if series is None:
+            series = (self.requests.labels(route, method, str(status)), self.request_seconds.labels(route))
+            self._series[route, method, status] = series
+        series[0].inc()
+        series[1].observe(seconds)
 
     def text(self) -> bytes:
         """The exposition format."""

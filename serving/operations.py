@@ -22,6 +22,7 @@ from serving import metrics as exposition
 from serving import reads
 from serving.auth import Keyring, needs
 from serving.engine import Engine
+from serving.follow import Follower
 from serving.log import LogWriter
 from serving.metrics import Metrics
 from serving.reads import EventInfo, ModelInfo, TaskCount, VersionInfo
@@ -45,9 +46,12 @@ class Ready(msgspec.Struct):
 
     ready: bool
     problems: list[str]
+    warnings: list[str]
+    """What operators should mend although predictions are answered: the log goes into the spool, the database is away."""
     replica: str
     models: dict[str, dict[str, Any]]
-    """Per model: version and champion, sha256, provider really in use, batch, error, swap_ms."""
+    """Per model: version and champion, sha256, provider really in use, batch, error, swap_ms, challenger on trial;
+    `resting` means that it is loaded when somebody asks for it."""
     queue_length: int
     log_pending: int
 
@@ -62,7 +66,15 @@ class Moved(msgspec.Struct):
     swap_ms: float
 
 
-def build(context: Context, slots: Slots, engine: Engine, log: LogWriter, keyring: Keyring, metrics: Metrics) -> Router:
+def build(
+    context: Context,
+    slots: Slots,
+    follower: Follower,
+    engine: Engine,
+    log: LogWriter,
+    keyring: Keyring,
+    metrics: Metrics,
+) -> Router:
     """The routes of this file."""
     database = context.database
     reader, labeler, admin = (needs(keyring, scope) for scope in ("predict", "label", "admin"))
@@ -79,8 +91,9 @@ def build(context: Context, slots: Slots, engine: Engine, log: LogWriter, keyrin
         responses={503: ResponseSpec(Ready, generate_examples=False, description="Not ready; `problems` says why.")},
     )
     async def readyz() -> Response[Ready]:
-        problems = in_the_way(slots, engine, log)
-        ready = Ready(not problems, problems, slots.replica_id, slots.serving(), engine.waiting, log.pending)
+        problems = in_the_way(slots, follower, engine, log)
+        warnings = to_mend(follower, log)
+        ready = Ready(not problems, problems, warnings, slots.replica_id, slots.serving(), engine.waiting, log.pending)
         return Response(ready, status_code=503 if problems else 200)
 
     @get("/metrics", summary="Prometheus metrics", tags=["operations"], operation_id="metrics", media_type="text/plain")
@@ -191,15 +204,15 @@ def build(context: Context, slots: Slots, engine: Engine, log: LogWriter, keyrin
     return Router("/", route_handlers=handlers)
 
 
-def in_the_way(slots: Slots, engine: Engine, log: LogWriter) -> list[str]:
+def in_the_way(slots: Slots, follower: Follower, engine: Engine, log: LogWriter) -> list[str]:
     """What keeps this replica from answering predictions; empty when it can."""
     problems = []
     if not slots.followed:
         problems.append("models are being loaded")
-    if not slots.alive:
+    if not follower.alive:
         problems.append("nobody follows the registry any more")
-    if slots.database_error:
-        problems.append(f"database: {slots.database_error}")
+    if follower.database_error and not slots.followed:
+        problems.append(f"database: {follower.database_error}")
     if not log.alive:
         problems.append("the log writer has stopped")
     if log.error:
@@ -207,9 +220,19 @@ def in_the_way(slots: Slots, engine: Engine, log: LogWriter) -> list[str]:
     if not engine.alive:
         problems.append("an inference thread has stopped")
     for slug, about in slots.serving().items():
-        if about["champion"] is not None and about["version"] is None:
+        if about["champion"] is not None and about["version"] is None and not about["resting"]:
             problems.append(f"{slug}: {about['error'] or 'it is being loaded'}")
     return problems
+
+
+def to_mend(follower: Follower, log: LogWriter) -> list[str]:
+    """What operators should mend although predictions are answered: a balancer must not empty the whole fleet for it."""
+    warnings = []
+    if follower.database_error:
+        warnings.append(f"database: {follower.database_error}")
+    if spooling := log.spooling:
+        warnings.append(f"log: {spooling.entries} answers wait in the spool ({spooling.reason})")
+    return warnings
 
 
 def move(context: Context, slots: Slots, model: str, version: int, *, who: str) -> Moved:

@@ -23,7 +23,7 @@ from litestar.params import HeaderParameter, QueryParameter
 from serving import problems
 from serving.answers import FORMATS, PLAIN, Ask, Corners, Reply
 from serving.auth import Keyring, needs
-from serving.bodies import Bodies, image_of, images_of, read_json, settled, while_connected
+from serving.bodies import Bodies, image_in, images_of, read_json, settled, while_connected
 from serving.engine import Engine, Item
 from serving.log import Entry, LogWriter
 from serving.schemas import BatchOperation, FeedbackOperation, PredictOperation
@@ -105,9 +105,9 @@ def build(context: Context, slots: Slots, engine: Engine, log: LogWriter, keyrin
         max_risk: MaxRisk = None,
         format: Format = "sutdol",
     ) -> Reply:
-        slots.get(model)
+        await slots.ready(model)
         async with bodies.of(request) as body:
-            data = image_of(body, request.headers.get("content-type", ""))
+            data = await image_in(body, request.headers.get("content-type", ""))
             item = Item(
                 model, data, request.state.get("key_id"), Ticket(), _deadline(timeout), _asked(format, max_risk)
             )
@@ -132,7 +132,7 @@ def build(context: Context, slots: Slots, engine: Engine, log: LogWriter, keyrin
         max_risk: MaxRisk = None,
         format: Format = "sutdol",
     ) -> BatchReply:
-        slots.get(model)
+        await slots.ready(model)
         key_id, ask, deadline = request.state.get("key_id"), _asked(format, max_risk), _deadline(timeout)
         async with bodies.of(request) as body:
             images = await asyncio.to_thread(images_of, body, request.headers.get("content-type", ""))

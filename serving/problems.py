@@ -64,6 +64,11 @@ def response(
     )
 
 
+def answer(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    """Whatever was raised, as the response to it; for those who are not behind Litestar's own handlers."""
+    return _expected(request, error) if isinstance(error, SutdolError) else _unexpected(request, error)
+
+
 def of(connection: Connection, error: SutdolError) -> Problem:
     """An expected failure as a problem; what only operators may read is logged and becomes an incident."""
     if isinstance(error, _FOR_OPERATORS):

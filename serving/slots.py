@@ -1,72 +1,52 @@
-"""One loaded model per slug behind one pointer, and how the pointer moves.
+"""The loaded models of this process behind one pointer each, and how the pointers move.
 
-    load -> hashes -> warm -> golden check -> finite check -> publish by one assignment -> the old one drains, and is kept
+    promote:  load and check in the background -> alias moves -> publish by one assignment -> the old one drains, and is kept
+    follow:   the registry said otherwise (see `follow`) -> the same, the other way round
+    lazy:     asked for, not loaded -> load meanwhile; over the memory limit the least recently used one goes
+    trial:    canary share, shadow, and the version before: which requests meet which version (see `watch`, `shadow`)
 
-`follow` reads the aliases several times a second and brings this process to the present champion; promoting and rolling back
-here load first and move the alias only when that went well. Loading runs in one thread of the lowest priority, so requests
-do not feel it. A failure leaves the old version serving, is told once as the event `swap.refused` and on the replica's row,
-and the same bytes are tried again only after a growing pause.
+A reference is `NAME`, `NAME@champion`, `NAME@challenger`, `NAME@previous` or `NAME@3`, with or without `models:/` before it.
 
-Errors: NotFoundError for an unknown model (lists the known ones), BusyError while a known one is not loaded, ModelError and
-NotFoundError of the bundle from `load_candidate`.
+Errors: NotFoundError for an unknown model or version (lists the known ones), BusyError while a known one is not loaded,
+ModelError and NotFoundError of the bundle from `load_candidate`.
 """
 
 from __future__ import annotations
 
-import os
-import socket
-import sys
+import asyncio
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import structlog
-from sqlalchemy import and_, func, or_
 from sqlalchemy.exc import SQLAlchemyError
-from sqlmodel import Session, delete, select
 
+from serving.loading import Loaded, Loader
 from serving.metrics import Metrics
+from serving.shadow import Pair
+from serving.watch import Limits, Watch
 from sutdol import registry, sampling
 from sutdol.context import Context
-from sutdol.db import upsert
 from sutdol.errors import BusyError, ModelError, SutdolError, unknown
 from sutdol.events import tell
-from sutdol.predictor import Predictor
-from sutdol.sampling import Sampler
-from sutdol.stores import Store
-from sutdol.tables import Alias, Decision, LabelTask, Model, ModelVersion, Replica, new_id, now
+from sutdol.sampling import Sampler, uniform
+from sutdol.tables import Decision, new_id
 
-FOLLOW_S = 0.3
-RATES_S = 2.0
-FIRST_RETRY_S = 5.0
-LONGEST_RETRY_S = 300.0
-BATCHES = (1, 4, 8)
-"""Batch sizes that are tried at load; the smallest that pays is used."""
-_BATCH_GAIN = 0.9
-_SLOW_RUN_S = 0.01
-"""On a CPU a model that takes longer for one image gains nothing from batches."""
+_FAILED_S = 5.0
+"""A version asked for by its number that did not load is not tried again before."""
+_IN_USE_S = 1.0
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """A model version that can answer.
+class Trial:
+    """A challenger that gets a share of the traffic, as the registry has it."""
 
-    Attributes:
-        batch: images per run that pay; 1 where batches bring nothing.
-        load_ms, warm_ms: reading and opening the bundle; warming, golden check and measuring the batch.
-    """
-
-    model: str
     version: int
-    sha256: str
-    predictor: Predictor
-    sampler: Sampler
-    batch: int
-    load_ms: float
-    warm_ms: float
+    mode: str
+    share: float
+    max_disagreement: float
 
 
 @dataclass(frozen=True)
@@ -75,121 +55,151 @@ class Wanted:
 
     version: int | None
     sha256: str
-
-
-class _ReadElsewhere(Store):
-    """The store, read by a thread of normal priority: the store's own threads inherit the priority of whoever first needs
-    them, and images of predictions are written by the same threads."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="model-reader")
-
-    def start(self) -> None:
-        """Called by a thread of normal priority: the reader inherits it."""
-        self._reader.submit(int)
-
-    def get(self, key: str) -> bytes:
-        return self._reader.submit(self._store.get, key).result()
-
-    def close(self) -> None:
-        self._reader.shutdown(wait=True)
+    aliases: dict[str, int] = field(default_factory=dict)
+    trial: Trial | None = None
 
 
 class Slots:
-    """The models of this process; `get` may be called from any thread and never waits.
+    """The models of this process; `get` and `route` may be called from any thread and never wait.
 
     Attributes:
         replica_id: of this process's row in `replica`.
-        database_error: why the registry could not be read last time, None when it could.
+        watch: what was seen of each version lately.
+        wanted: what the registry said last, by slug; written by the thread that follows it.
         followed: the registry has been read, and every champion was loaded or refused.
     """
 
-    def __init__(self, context: Context, metrics: Metrics) -> None:
+    def __init__(self, context: Context, metrics: Metrics, watch: Watch | None = None) -> None:
         self._context = context
         self._metrics = metrics
         self._current: dict[str, Loaded] = {}
         self._kept: dict[str, Loaded] = {}
-        self._wanted: dict[str, Wanted] = {}
+        self._others: dict[tuple[str, int], Loaded] = {}
+        self._used: dict[tuple[str, int], float] = {}
+        self._published_at: dict[str, float] = {}
+        self._failed: dict[tuple[str, int], tuple[float, SutdolError]] = {}
         self._errors: dict[str, str] = {}
         self._swap_ms: dict[str, float] = {}
-        self._refused: dict[tuple[str, int, str], tuple[float, float]] = {}
         self._samplers: dict[str, Sampler] = {}
         self._swapping = threading.RLock()
-        self._loader = ThreadPoolExecutor(1, thread_name_prefix="model-loader", initializer=_lowest_priority)
-        self._store = _ReadElsewhere(context.store)
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="follow", daemon=True)
+        self._loader = Loader(context, self._sampler)
         self._log = structlog.get_logger("serving.slots")
-        self._started_at = now()
-        self._rates_at = self._heartbeat_at = 0.0
-        self._reported: dict[str, Any] | None = None
+        self._pinned = set(context.settings.pinned)
+        self.watch = watch or Watch()
         self.replica_id = new_id()
-        self.database_error: str | None = None
+        self.wanted: dict[str, Wanted] = {}
         self.followed = False
-        self._looked = threading.Event()
 
     def start(self) -> None:
-        """Begin to follow the registry; returns when every champion is loaded or refused, or the first look failed.
-
-        Whoever connects before that would be turned away, so the port is opened after it.
-        """
-        self._store.start()
-        self._thread.start()
-        self._looked.wait()
+        self._loader.start()
 
     def stop(self) -> None:
-        """End following, and take this replica's row away."""
-        self._ended.set()
-        if self._thread.ident is not None:
-            self._thread.join()
-        self._loader.shutdown(wait=True, cancel_futures=True)
-        self._store.close()
-        try:
-            with self._context.database.begin() as session:
-                session.execute(delete(Replica).where(Replica.id == self.replica_id))  # type: ignore[arg-type]
-        except SQLAlchemyError as error:
-            self._log.warning("replica row not removed", error=str(error).splitlines()[0])
+        self._loader.stop()
 
-    @property
-    def alive(self) -> bool:
-        """Whether this process still follows the registry; without that it would serve yesterday's champion for ever."""
-        return self._thread.is_alive()
-
-    def get(self, slug: str) -> Loaded:
-        """The version of `slug` that answers now.
+    def get(self, reference: str) -> Loaded:
+        """The version that `reference` means now; asks for one that is not loaded to be loaded.
 
         Raises:
-            NotFoundError: no such model; lists those there are. BusyError: known, but nothing is loaded for it.
+            NotFoundError: no such model or version; lists those there are. BusyError: known, but not loaded yet.
         """
-        loaded = self._current.get(slug)
-        if loaded is not None:
+        loaded = self._current.get(reference)
+        if loaded is None:
+            loaded = self._find(reference)
+        self._used[loaded.model, loaded.version] = time.monotonic()
+        return loaded
+
+    async def ready(self, reference: str) -> Loaded:
+        """As `get`, but waits for a version that is being loaded because of this request.
+
+        Raises:
+            NotFoundError, BusyError as `get`; ModelError when it does not load.
+        """
+        if reference in self._current:
+            return self.get(reference)
+        slug, version = self._resolve(reference)
+        if self._there(slug, version) is None and (self._lazy(slug) or self.wanted[slug].version != version):
+            await asyncio.shield(asyncio.wrap_future(self._ask_for(slug, version)))
+        return self.get(reference)
+
+    def route(self, loaded: Loaded, sample_id: str) -> Loaded:
+        """Who answers for this content: the challenger when a canary runs and its share holds it, else `loaded`."""
+        trial = self._trial(loaded)
+        if (
+            trial is None
+            or trial.mode != "canary"
+            or not self._in_share(loaded.model, trial.version, sample_id, trial.share)
+        ):
             return loaded
-        wanted = self._wanted.get(slug)
-        if wanted is None and not self.followed:
-            raise BusyError("models are being loaded")
-        if wanted is None:
-            raise unknown("model", slug, sorted(self._wanted))
-        if wanted.version is None:
-            raise BusyError(f"model {slug!r} has no promoted version yet", retry_after_s=5)
-        reason = self._errors.get(slug, "it is being loaded")
-        raise BusyError(f"version {wanted.version} of {slug!r} does not answer: {reason}", retry_after_s=2)
+        return self._others.get((loaded.model, trial.version), loaded)
+
+    def pair(self, loaded: Loaded, sample_id: str) -> Pair | None:
+        """Which other version should answer also, beside an answer of `loaded`; None for nearly all requests."""
+        slug, settings = loaded.model, self._context.settings
+        wanted = self.wanted.get(slug)
+        trial = wanted.trial if wanted else None
+        current = self._current.get(slug)
+        if trial is not None and current is not None:
+            challenger = self._others.get((slug, trial.version))
+            if loaded is challenger and trial.mode == "canary":
+                return Pair(current, trial.version)
+            in_share = self._in_share(slug, trial.version, sample_id, trial.share)
+            if loaded is current and challenger is not None and trial.mode == "shadow" and in_share:
+                return Pair(challenger, trial.version)
+            return None
+        before = self._kept.get(slug)
+        if loaded is current and before is not None and self._is_young(slug):
+            in_share = self._in_share(slug, loaded.version, sample_id, settings.watch_share)
+            return Pair(before, loaded.version) if in_share else None
+        return None
+
+    def stand_in(self, loaded: Loaded) -> Loaded | None:
+        """Who answers when `loaded` fails on an image: for a version on trial the proven one, else nobody."""
+        current = self._current.get(loaded.model)
+        if loaded is not current:
+            return current
+        return self._kept.get(loaded.model) if self._is_young(loaded.model) else None
+
+    def on_trial(self) -> list[tuple[str, int, int | None, Limits]]:
+        """(model, version, the version it is compared with, limits) of everything that `Watch.judge` should look at."""
+        settings = self._context.settings
+        found: list[tuple[str, int, int | None, Limits]] = []
+        for slug, wanted in list(self.wanted.items()):
+            current = self._current.get(slug)
+            if current is None:
+                continue
+            if wanted.trial is not None:
+                disagreement = wanted.trial.max_disagreement
+                limits = Limits(settings.rollback_errors, settings.rollback_slower, disagreement)
+                found.append((slug, wanted.trial.version, current.version, limits))
+            before = self._kept.get(slug)
+            if before is not None and self._is_young(slug):
+                limits = Limits(settings.rollback_errors, settings.rollback_slower, settings.rollback_disagreement)
+                found.append((slug, current.version, before.version, limits))
+        return found
 
     def serving(self) -> dict[str, dict[str, Any]]:
         """Per model what really answers, and what stands in the way of the champion: as on the replica's row."""
         state: dict[str, dict[str, Any]] = {}
-        for slug, wanted in self._wanted.items():
+        for slug, wanted in self.wanted.items():
             loaded = self._current.get(slug)
+            error = self._errors.get(slug)
             state[slug] = {
                 "version": loaded.version if loaded else None,
                 "champion": wanted.version,
                 "sha256": loaded.sha256 if loaded else None,
                 "provider": loaded.predictor.provider if loaded else None,
                 "batch": loaded.batch if loaded else None,
-                "error": self._errors.get(slug),
+                "error": error,
                 "swap_ms": self._swap_ms.get(slug),
+                "resting": loaded is None and error is None and self._lazy(slug),
+                "challenger": wanted.trial.version if wanted.trial and self.has(slug, wanted.trial.version) else None,
             }
         return state
+
+    @property
+    def memory_bytes(self) -> int:
+        """What all loaded versions are counted with."""
+        return sum(loaded.memory_bytes for loaded in self._everything())
 
     def load_candidate(self, slug: str, version: int) -> Loaded:
         """Load a version beside the one that serves, warm it and check it; nothing is published. Blocks.
@@ -199,8 +209,12 @@ class Slots:
         Raises:
             ModelError: wrong hash, not loadable, wrong or non-finite answers. NotFoundError: no such version or bundle.
         """
-        pending: Future[Loaded] = self._loader.submit(self._load, slug, version)
-        return pending.result()
+        there = self._there(slug, version)
+        if there is not None:
+            with self._context.database.read() as session:
+                if registry.get_version(session, slug, version).sha256 == there.sha256:
+                    return there
+        return self._loader.load(slug, version).result()
 
     def promote(self, slug: str, version: int, *, who: str, text: str) -> tuple[Decision, float]:
         """Load a version here, make it the champion, publish it. Blocks.
@@ -216,7 +230,7 @@ class Slots:
         with self._swapping:
             with self._context.database.begin() as session:
                 decision = registry.promote(session, slug, version, who=who, text=text)
-            self._publish(loaded)
+            self.publish(loaded)
         return decision, (time.perf_counter() - began) * 1000
 
     def rollback(self, slug: str, *, who: str, text: str) -> tuple[Decision, float]:
@@ -234,75 +248,56 @@ class Slots:
             with self._context.database.begin() as session:
                 decision = registry.rollback(session, slug, who=who, text=text)
             if loaded is not None and loaded.version == decision.candidate:
-                self._publish(loaded)
+                self.publish(loaded, watched=False)
         return decision, (time.perf_counter() - began) * 1000
 
-    def _load_or_tell(self, slug: str, version: int) -> Loaded:
-        try:
-            return self.load_candidate(slug, version)
-        except ModelError as error:
-            self._metrics.swaps.labels(slug, "refused").inc()
-            with self._context.database.begin() as session:
-                _tell_refused(session, slug, version, self._current.get(slug), str(error))
-            raise
+    def take_back(self, slug: str, version: int, *, text: str, record: dict[str, Any]) -> Decision | None:
+        """Roll back a champion that the watch has found wanting; None when it is champion no more. Blocks.
 
-    def _load(self, slug: str, version: int) -> Loaded:
-        with self._context.database.read() as session:
-            sha256 = registry.get_version(session, slug, version).sha256
-        for there in (self._current.get(slug), self._kept.get(slug)):
-            if there is not None and (there.version, there.sha256) == (version, sha256):
-                return there
-        began = time.perf_counter()
-        settings = self._context.settings
-        try:
-            predictor = Predictor.open(self._store, slug, version, providers=settings.provider_names or None, threads=1)
-            if predictor.manifest.files["model.onnx"] != sha256:
-                raise ModelError(f"model.onnx of {slug} version {version} is not the one that was registered")
-            opened = time.perf_counter()
-            predictor.warm()
-            predictor.check_golden()
-            batch = _best_batch(predictor)
-        except (SutdolError, MemoryError):
-            raise
-        except Exception as error:
-            raise ModelError(f"version {version} of {slug}: {type(error).__name__}: {error}") from error
-        warmed = time.perf_counter()
-        return Loaded(
-            slug,
-            version,
-            sha256,
-            predictor,
-            self._sampler(slug),
-            batch,
-            (opened - began) * 1000,
-            (warmed - opened) * 1000,
-        )
-
-    def _sampler(self, slug: str) -> Sampler:
-        """One per model, whatever version answers: its thresholds are target rates and outlive a swap."""
+        Raises:
+            ConflictError, ModelError as `rollback`.
+        """
+        before = self._kept.get(slug)
         with self._swapping:
-            if slug not in self._samplers:
-                drawn, other = sampling.rates(self._context.settings, open_tasks=0, queued_today=0)
-                self._samplers[slug] = Sampler(slug, drawn_rate=drawn, other_rate=other)
-            return self._samplers[slug]
+            with self._context.database.begin() as session:
+                if registry.alias(session, slug, "champion") != version:
+                    return None
+                decision = registry.rollback(session, slug, who="watch", text=text, record=record)
+            if before is not None and before.version == decision.candidate:
+                self.publish(before, watched=False)
+        return decision
 
-    def _publish(self, loaded: Loaded) -> None:
-        """The swap itself. The caller holds `_swapping` and knows that `loaded` is the champion."""
+    def publish(self, loaded: Loaded, *, watched: bool = True) -> None:
+        """The swap itself; the caller knows that `loaded` is the champion.
+
+        Args:
+            watched: whether the one before stands by for a while; not after a rollback, where it is the bad one.
+        """
         slug = loaded.model
-        began = time.perf_counter()
-        old = self._current.get(slug)
-        if old is loaded:
-            return
-        self._current[slug] = loaded
-        swap_ms = (time.perf_counter() - began) * 1000
-        if old is not None:
-            self._kept[slug] = old
-        self._errors.pop(slug, None)
+        with self._swapping:
+            began = time.perf_counter()
+            old = self._current.get(slug)
+            if old is loaded:
+                return
+            self._current[slug] = loaded
+            swap_ms = (time.perf_counter() - began) * 1000
+            self._others.pop((slug, loaded.version), None)
+            if old is not None:
+                self._kept[slug] = old
+            if watched and old is not None:
+                self.watch.forget(slug, loaded.version)
+                self._published_at[slug] = time.monotonic()
+            else:
+                self._published_at.pop(slug, None)
+            self._errors.pop(slug, None)
+            wanted = self.wanted.get(slug, Wanted(None, ""))
+            self.wanted[slug] = Wanted(loaded.version, loaded.sha256, wanted.aliases, None)
+            self._used[slug, loaded.version] = time.monotonic()
+            self._make_room(loaded)
         total_ms = self._swap_ms[slug] = loaded.load_ms + loaded.warm_ms + swap_ms
         self._metrics.swaps.labels(slug, "done").inc()
         self._metrics.swap_seconds.labels(slug).observe(total_ms / 1000)
         self._metrics.serving_version.labels(slug).set(loaded.version)
-        self._wanted[slug] = Wanted(loaded.version, loaded.sha256)
         try:
             with self._context.database.begin() as session:
                 tell(
@@ -321,163 +316,175 @@ class Slots:
         except SQLAlchemyError as error:  # the swap has happened; only its story is missing
             self._log.warning("swap not told", error=str(error).splitlines()[0])
 
-    def _follow(self) -> None:
-        while True:
-            try:
-                self._tick()
-                self.database_error = None
-                self.followed = True
-            except SQLAlchemyError as error:
-                self.database_error = str(error).splitlines()[0]
-                self._log.warning("registry not read", error=self.database_error)
-            except Exception:  # the outermost loop of this thread: told, and tried again
-                self._log.exception("following the registry failed")
-            self._looked.set()
-            if self._ended.wait(FOLLOW_S):
-                return
-
-    def _tick(self) -> None:
-        self._wanted = self._read_wanted()
-        for slug in list(self._current):
-            if slug not in self._wanted or self._wanted[slug].version is None:
-                self._retire(slug)
-        for slug, wanted in self._wanted.items():
-            current = self._current.get(slug)
-            if wanted.version is None or (
-                current and (current.version, current.sha256) == (wanted.version, wanted.sha256)
-            ):
-                self._errors.pop(slug, None)
-                continue
-            if not self._ended.is_set():
-                self._bring(slug, wanted.version, wanted.sha256)
-        if time.monotonic() - self._rates_at > RATES_S:
-            self._rates_at = time.monotonic()
-            self._follow_the_budget()
-        self._heartbeat()
-
-    def _read_wanted(self) -> dict[str, Wanted]:
-        with self._context.database.read() as session:
-            rows = session.exec(
-                select(Model.slug, Alias.version, ModelVersion.sha256)
-                .join(Alias, and_(Alias.model == Model.slug, Alias.name == "champion"), isouter=True)  # type: ignore[arg-type]
-                .join(
-                    ModelVersion,
-                    and_(ModelVersion.model == Model.slug, ModelVersion.version == Alias.version),  # type: ignore[arg-type]
-                    isouter=True,
-                )
-            ).all()
-        return {slug: Wanted(version, sha256 or "") for slug, version, sha256 in rows}
-
-    def _retire(self, slug: str) -> None:
+    def retire(self, slug: str) -> None:
+        """Let go of a model that has no champion any more."""
         with self._swapping:
-            if self._read_wanted().get(slug, Wanted(None, "")).version is None:
-                self._current.pop(slug, None)
-                self._kept.pop(slug, None)
+            self._current.pop(slug, None)
+            self._kept.pop(slug, None)
+            for key in [key for key in self._others if key[0] == slug]:
+                del self._others[key]
 
-    def _bring(self, slug: str, version: int, sha256: str) -> None:
-        """Load the champion and publish it, unless the alias has moved on meanwhile."""
-        retry_at, pause_s = self._refused.get((slug, version, sha256), (0.0, 0.0))
-        if time.monotonic() < retry_at:
-            return
-        try:
-            loaded = self.load_candidate(slug, version)
-        except SutdolError as error:
-            self._refuse(slug, version, sha256, error, pause_s)
-            return
-        with self._swapping:
-            if self._read_wanted().get(slug) == Wanted(version, sha256):
-                self._refused.pop((slug, version, sha256), None)
-                self._publish(loaded)
-
-    def _refuse(self, slug: str, version: int, sha256: str, error: SutdolError, last_pause_s: float) -> None:
-        pause_s = min(last_pause_s * 2, LONGEST_RETRY_S) if last_pause_s else FIRST_RETRY_S
-        self._refused[slug, version, sha256] = (time.monotonic() + pause_s, pause_s)
+    def refused(self, slug: str, version: int, error: SutdolError, *, first: bool) -> None:
+        """Remember why the champion does not answer; the `first` time it is told."""
         self._errors[slug] = f"version {version} refused: {error}"
-        if last_pause_s:
-            return
-        self._metrics.swaps.labels(slug, "refused").inc()
-        with self._context.database.begin() as session:
-            _tell_refused(session, slug, version, self._current.get(slug), str(error))
+        if first:
+            self._metrics.swaps.labels(slug, "refused").inc()
+            self._tell_refused(slug, version, str(error))
 
-    def _follow_the_budget(self) -> None:
-        """Samplers slow down as the labelling budget of the day and the open backlog fill up."""
-        settings = self._context.settings
-        waiting = or_(LabelTask.state.in_(("queued", "in_studio")), and_(_is("candidate"), LabelTask.arm == "drawn"))  # type: ignore[attr-defined,arg-type]
-        recent = and_(LabelTask.queued_at.is_not(None), LabelTask.queued_at > now() - 86_400)  # type: ignore[union-attr,operator,arg-type]
-        with self._context.database.read() as session:
-            open_tasks = _count_by_model(session, waiting)
-            queued_today = _count_by_model(session, recent)
-        for slug, sampler in list(self._samplers.items()):
-            drawn, other = sampling.rates(
-                settings, open_tasks=open_tasks.get(slug, 0), queued_today=queued_today.get(slug, 0)
+    def agreed(self, slug: str) -> None:
+        """What answers is what the registry wants, or there is nothing to want."""
+        self._errors.pop(slug, None)
+
+    def eager(self, slug: str) -> bool:
+        """Whether its champion is loaded before anybody asks for it."""
+        return not self._lazy(slug) or slug in self._current
+
+    def keep_other(self, loaded: Loaded) -> None:
+        """Hold a version beside the champion: a challenger, or one that was asked for by its number."""
+        with self._swapping:
+            self._others[loaded.model, loaded.version] = loaded
+            self._used[loaded.model, loaded.version] = time.monotonic()
+            self._make_room(loaded)
+
+    def has(self, slug: str, version: int) -> bool:
+        """Whether that version is loaded here, in whatever role."""
+        return self._there(slug, version) is not None
+
+    def samplers(self) -> list[tuple[str, Sampler]]:
+        """The sampler of each model that was ever loaded here."""
+        return list(self._samplers.items())
+
+    def current(self) -> dict[str, Loaded]:
+        """A copy of what answers now."""
+        return dict(self._current)
+
+    def _find(self, reference: str) -> Loaded:
+        slug, version = self._resolve(reference)
+        loaded = self._there(slug, version)
+        if loaded is not None:
+            return loaded
+        if version == self.wanted[slug].version and not self._lazy(slug):
+            reason = self._errors.get(slug, "it is being loaded")
+            raise BusyError(f"version {version} of {slug!r} does not answer: {reason}", retry_after_s=2)
+        self._ask_for(slug, version)
+        raise BusyError(f"version {version} of {slug!r} is being loaded", retry_after_s=1)
+
+    def _resolve(self, reference: str) -> tuple[str, int]:
+        slug, which = registry.split(reference)
+        wanted = self.wanted.get(slug)
+        if wanted is None and not self.followed:
+            raise BusyError("models are being loaded")
+        if wanted is None:
+            raise unknown("model", slug, sorted(self.wanted))
+        if which.isdigit():
+            return slug, int(which)
+        version = wanted.version if which == "champion" else wanted.aliases.get(which)
+        if version is None and which == "champion":
+            raise BusyError(f"model {slug!r} has no promoted version yet", retry_after_s=5)
+        if version is None:
+            raise unknown("model reference", reference, [f"{slug}@{name}" for name in ("champion", *wanted.aliases)])
+        return slug, version
+
+    def _ask_for(self, slug: str, version: int) -> Future[Loaded]:
+        at, failure = self._failed.get((slug, version), (0.0, None))
+        if failure is not None and time.monotonic() - at < _FAILED_S:
+            raise failure
+        pending = self._loader.load(slug, version)
+        pending.add_done_callback(lambda done: self._came(slug, version, done))
+        return pending
+
+    def _came(self, slug: str, version: int, done: Future[Loaded]) -> None:
+        if done.cancelled():
+            return
+        error = done.exception()
+        if isinstance(error, SutdolError):
+            self._failed[slug, version] = (time.monotonic(), error)
+        elif error is None:
+            self._failed.pop((slug, version), None)
+            with self._swapping:
+                wanted = self.wanted.get(slug)
+                is_champion = wanted is not None and wanted.version == version and slug not in self._current
+            if is_champion:
+                self.publish(done.result())
+            elif not self.has(slug, version):
+                self.keep_other(done.result())
+
+    def _there(self, slug: str, version: int) -> Loaded | None:
+        for loaded in (self._current.get(slug), self._kept.get(slug), self._others.get((slug, version))):
+            if loaded is not None and loaded.version == version:
+                return loaded
+        return None
+
+    def _everything(self) -> list[Loaded]:
+        return [*self._current.values(), *self._kept.values(), *self._others.values()]
+
+    def _lazy(self, slug: str) -> bool:
+        return self._context.settings.models_memory_bytes > 0 and slug not in self._pinned
+
+    def _make_room(self, newest: Loaded) -> None:
+        """Let the least recently used versions go until the limit holds; pinned ones and `newest` stay."""
+        limit = self._context.settings.models_memory_bytes
+        if not limit:
+            return
+        while self.memory_bytes > limit:
+            free = [
+                loaded
+                for loaded in self._everything()
+                if loaded is not newest
+                and (loaded.model not in self._pinned or loaded is not self._current.get(loaded.model))
+            ]
+            if not free:
+                self._log.warning("models need more than the limit", bytes=self.memory_bytes, limit=limit)
+                return
+            oldest = min(free, key=lambda loaded: self._used.get((loaded.model, loaded.version), 0.0))
+            self._let_go(oldest)
+
+    def _let_go(self, loaded: Loaded) -> None:
+        self._metrics.evicted.labels(loaded.model).inc()
+        if self._current.get(loaded.model) is loaded:
+            del self._current[loaded.model]
+            self._kept.pop(loaded.model, None)
+        elif self._kept.get(loaded.model) is loaded:
+            del self._kept[loaded.model]
+        self._others.pop((loaded.model, loaded.version), None)
+
+    def _trial(self, loaded: Loaded) -> Trial | None:
+        wanted = self.wanted.get(loaded.model)
+        return wanted.trial if wanted is not None and self._current.get(loaded.model) is loaded else None
+
+    def _in_share(self, slug: str, version: int, sample_id: str, share: float) -> bool:
+        return uniform(f"rollout:{slug}:{version}", sample_id) < share
+
+    def _is_young(self, slug: str) -> bool:
+        at = self._published_at.get(slug)
+        return at is not None and time.monotonic() - at < self._context.settings.watch_s
+
+    def _load_or_tell(self, slug: str, version: int) -> Loaded:
+        try:
+            return self.load_candidate(slug, version)
+        except ModelError as error:
+            self._metrics.swaps.labels(slug, "refused").inc()
+            self._tell_refused(slug, version, str(error))
+            raise
+
+    def _tell_refused(self, slug: str, version: int, reason: str) -> None:
+        current = self._current.get(slug)
+        serves = f"version {current.version} serves on" if current else "nothing serves"
+        with self._context.database.begin() as session:
+            tell(
+                session,
+                "swap.refused",
+                f"{slug}: version {version} refused, {serves}: {reason}",
+                model=slug,
+                version=version,
+                serving=current.version if current else None,
+                reason=reason,
             )
-            sampler.set_rates(drawn, other)
 
-    def _heartbeat(self) -> None:
-        serving = self.serving()
-        if serving == self._reported and time.monotonic() - self._heartbeat_at < self._context.settings.heartbeat_s:
-            return
-        row = Replica(
-            id=self.replica_id,
-            role="serve",
-            pid=os.getpid(),
-            host=socket.gethostname(),
-            url=self._context.settings.url,
-            serving=serving,
-            started_at=self._started_at,
-            heartbeat_at=now(),
-        )
-        with self._context.database.begin() as session:
-            upsert(session, row, keys=["id"], update=["serving", "heartbeat_at"])
-        self._reported, self._heartbeat_at = serving, time.monotonic()
-
-
-def _best_batch(predictor: Predictor) -> int:
-    """The batch size at which an image costs least, the smaller one where it hardly matters; runs a few batches."""
-    height, width = predictor.manifest.input.size_hw
-    cost: dict[int, float] = {}
-    for n in BATCHES:
-        images = np.zeros((n, 3, height, width), np.float32)
-        times = []
-        for _ in range(3):
-            began = time.perf_counter()
-            predictor.run(images)
-            times.append(time.perf_counter() - began)
-            if times[-1] > 10 * _SLOW_RUN_S:
-                break
-        cost[n] = min(times) / n
-        if n == 1 and cost[1] > _SLOW_RUN_S and predictor.provider == "CPUExecutionProvider":
-            return 1
-    best = 1
-    for n in BATCHES[1:]:
-        if cost[n] < _BATCH_GAIN * cost[best]:
-            best = n
-    return best
-
-
-def _tell_refused(session: Session, slug: str, version: int, current: Loaded | None, reason: str) -> None:
-    serves = f"version {current.version} serves on" if current else "nothing serves"
-    tell(
-        session,
-        "swap.refused",
-        f"{slug}: version {version} refused, {serves}: {reason}",
-        model=slug,
-        version=version,
-        serving=current.version if current else None,
-        reason=reason,
-    )
-
-
-def _count_by_model(session: Session, condition: Any) -> dict[str, int]:
-    rows = session.exec(select(LabelTask.model, func.count()).where(condition).group_by(LabelTask.model))
-    return dict(rows.all())
-
-
-def _is(state: str) -> Any:
-    return LabelTask.state == state
-
-
-def _lowest_priority() -> None:
-    """For the calling thread alone; Linux knows a priority per thread. Threads it starts inherit it."""
-    if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+    def _sampler(self, slug: str) -> Sampler:
+        """One per model, whatever version answers: its thresholds are target rates and outlive a swap."""
+        with self._swapping:
+            if slug not in self._samplers:
+                drawn, other = sampling.rates(self._context.settings, open_tasks=0, queued_today=0)
+                self._samplers[slug] = Sampler(slug, drawn_rate=drawn, other_rate=other)
+            return self._samplers[slug]

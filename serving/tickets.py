@@ -31,8 +31,8 @@ class HasTicket(Protocol):
 
 
 Job = TypeVar("Job", bound=HasTicket)
-Outcome = tuple[Ticket, Any]
-"""What the request gets: a reply, or an exception that it raises."""
+Outcome = tuple[Ticket | None, Any]
+"""What the request gets: a reply, or an exception that it raises. Without a ticket nobody waits."""
 
 
 def settle(outcomes: Iterable[Outcome]) -> None:
@@ -40,9 +40,11 @@ def settle(outcomes: Iterable[Outcome]) -> None:
 
     Those who have gone, and those whose event loop has ended, hear nothing.
     """
-    by_loop: dict[asyncio.AbstractEventLoop, list[Outcome]] = {}
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Ticket, Any]]] = {}
     for outcome in outcomes:
-        by_loop.setdefault(outcome[0].loop, []).append(outcome)
+        ticket, result = outcome
+        if ticket is not None:
+            by_loop.setdefault(ticket.loop, []).append((ticket, result))
     for loop, theirs in by_loop.items():
         if not loop.is_closed():
             loop.call_soon_threadsafe(_settle, theirs)
@@ -67,7 +69,7 @@ async def outcomes(submit: Callable[[Job], None], jobs: Sequence[Job], *, at_onc
     return [task.result() for task in tasks]
 
 
-def _settle(outcomes: list[Outcome]) -> None:
+def _settle(outcomes: list[tuple[Ticket, Any]]) -> None:
     for ticket, result in outcomes:
         if ticket.future.done():
             continue

@@ -48,7 +48,8 @@ def appearance(tensor: Float32, spec: InputSpec) -> Appearance:
     _, height, width = tensor.shape
     step = max(1, height // ROWS)
     red, green, blue = (
-        float(channel.mean()) * s + o for channel, s, o in zip(tensor[:, ::step], spec.std, spec.mean, strict=True)
+        cv2.mean(channel)[0] * s + o  # type: ignore[index]  # four numbers, whatever the stub says
+        for channel, s, o in zip(tensor[:, ::step], spec.std, spec.mean, strict=True)
     )
     rows = tensor[1, : max(height - 1, 1) : step]
     below = tensor[1, 1::step] if height > 1 else rows

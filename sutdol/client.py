@@ -37,6 +37,8 @@ class Answer(msgspec.Struct, frozen=True):
     ood_score: float | None = None
     unfamiliar: bool = False
     queued: dict[str, Any] | None = None
+    unsure: bool = False
+    """Only with `max_risk`: no answer is good enough for it, and `predictions` is empty."""
 
 
 class ApiError(SutdolError):
@@ -49,15 +51,37 @@ class ApiError(SutdolError):
         self.problem = problem
 
 
+class _BatchEntry(msgspec.Struct):
+    status: int
+    answer: Answer | None = None
+    problem: dict[str, Any] | None = None
+
+
+class _BatchReply(msgspec.Struct):
+    results: list[_BatchEntry]
+
+
 class Client:
     """Synchronous; close it, or use it in a `with` block."""
 
     def __init__(self, url: str, key: str, *, timeout_s: float = 30.0) -> None:
         self._http = httpx.Client(base_url=url, headers=_headers(key), timeout=timeout_s)
 
-    def predict(self, model: str, image: bytes) -> Answer:
-        """Ask `model` about one encoded image (JPEG, PNG, WebP or GIF)."""
-        return _answer(self._http.post(f"/v1/predict/{model}", content=image, headers=_IMAGE))
+    def predict(self, model: str, image: bytes, *, max_risk: float | None = None) -> Answer:
+        """Ask `model` about one encoded image (JPEG, PNG, WebP or GIF).
+
+        Args:
+            max_risk: accepted chance of a wrong answer, in [0, 1]; a riskier one comes as `unsure`.
+        """
+        reply = self._http.post(f"/v1/predict/{model}", content=image, headers=_IMAGE, params=_risk(max_risk))
+        return _answer(reply)
+
+    def predict_batch(
+        self, model: str, images: list[bytes], *, max_risk: float | None = None
+    ) -> list[Answer | ApiError]:
+        """Ask about up to 64 images in one request; each has its answer or its own error, in the order given."""
+        files = [("file", (str(i), image)) for i, image in enumerate(images)]
+        return _answers(self._http.post(f"/v1/predict/{model}/batch", files=files, params=_risk(max_risk)))
 
     def feedback(self, prediction_id: str, **value: Any) -> None:
         """Tell the right answer: `classes=[...]` or `boxes=[...]`."""
@@ -88,9 +112,10 @@ class AsyncClient:
         limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
         self._http = httpx.AsyncClient(base_url=url, headers=_headers(key), timeout=timeout_s, limits=limits)
 
-    async def predict(self, model: str, image: bytes) -> Answer:
+    async def predict(self, model: str, image: bytes, *, max_risk: float | None = None) -> Answer:
         """As `Client.predict`."""
-        return _answer(await self._http.post(f"/v1/predict/{model}", content=image, headers=_IMAGE))
+        reply = await self._http.post(f"/v1/predict/{model}", content=image, headers=_IMAGE, params=_risk(max_risk))
+        return _answer(reply)
 
     async def feedback(self, prediction_id: str, **value: Any) -> None:
         """As `Client.feedback`."""
@@ -115,6 +140,15 @@ def _headers(key: str) -> dict[str, str]:
 
 def _answer(response: httpx.Response) -> Answer:
     return msgspec.json.decode(_checked(response).content, type=Answer)
+
+
+def _answers(response: httpx.Response) -> list[Answer | ApiError]:
+    entries = msgspec.json.decode(_checked(response).content, type=_BatchReply).results
+    return [entry.answer or ApiError(entry.status, entry.problem or {}) for entry in entries]
+
+
+def _risk(max_risk: float | None) -> dict[str, float]:
+    return {} if max_risk is None else {"max_risk": max_risk}
 
 
 def _checked(response: httpx.Response) -> httpx.Response:

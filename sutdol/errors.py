@@ -8,7 +8,8 @@
     ├── NotFoundError         404  an unknown model, version, prediction; lists the known ones
     ├── ConflictError         409  the state forbids it: nothing to roll back to, version refused
     ├── BusyError             503  the queue is full, try again after `retry_after_s`
-    ├── ModelError            500  a model that cannot be loaded, or answered with something that is not finite
+    ├── ModelError            500  a model that cannot be loaded, or failed on an image
+    │   └── NotFiniteError    500  it answered with something that is not a finite number
     ├── SetupError            500  the installation: port in use, missing extra, wrong setting
     ├── StudioError           502  Label Studio is unreachable or answered with something unexpected
     ├── TrainingError         500  the training child failed; the text is its own last words
@@ -80,6 +81,10 @@ class BusyError(SutdolError):
 
 class ModelError(SutdolError):
     code = "model-error"
+
+
+class NotFiniteError(ModelError):
+    pass
 
 
 class SetupError(SutdolError):

@@ -43,8 +43,9 @@ def fit_input(rgb: images.Rgb, spec: InputSpec) -> images.Rgb:
     if rgb.shape[:2] == (height, width):
         return rgb
     if spec.resize == "stretch":
-        shrinking = rgb.shape[0] >= height and rgb.shape[1] >= width
-        resized = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR)
+        # averaging pays from a half on; above that two pixels in four are enough, at a sixth of the cost
+        halving = rgb.shape[0] >= 2 * height and rgb.shape[1] >= 2 * width
+        resized = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA if halving else cv2.INTER_LINEAR)
         return np.asarray(resized, np.uint8)
     _, (new_height, new_width), (top, left) = _letterbox(rgb.shape[0], rgb.shape[1], spec)
     canvas = np.full((height, width, 3), spec.pad_value, np.uint8)
@@ -132,14 +133,17 @@ class Predictor:
             ImageError, ModelError.
         """
         image = images.admit(data)
-        return self.predict_rgb(
-            images.decode(image.data, cover_hw=self.cover_hw), size_hw=(image.height_px, image.width_px)
-        )
+        size_hw = (image.height_px, image.width_px)
+        return self.predict_rgb(images.decode(image.data, cover_hw=self.cover(size_hw)), size_hw=size_hw)
 
-    @property
-    def cover_hw(self) -> tuple[int, int]:
-        """The smallest decoded size that loses nothing: a JPEG may be decoded at a half, a quarter or an eighth."""
-        return self.manifest.input.size_hw
+    def cover(self, size_hw: tuple[int, int]) -> tuple[int, int]:
+        """The smallest decoded size of an image of `size_hw` that is not smaller than what the model sees of it.
+
+        A JPEG may then be decoded at a half, a quarter or an eighth, which costs less and has to be scaled less.
+        """
+        if self.manifest.input.resize == "stretch":
+            return self.manifest.input.size_hw
+        return _letterbox(*size_hw, self.manifest.input)[1]
 
     def predict_rgb(self, rgb: images.Rgb, *, size_hw: tuple[int, int] | None = None) -> Prediction:
         """One decoded image; `size_hw` is its original size when it was decoded smaller."""
@@ -168,10 +172,15 @@ class Predictor:
         return self._classes(raw.scores[i], common)
 
     def warm(self, batch_sizes: tuple[int, ...] = (1,)) -> None:
-        """Run once for each batch size, so that the first request pays nothing."""
+        """Run once for each batch size and read one answer, so that the first request pays nothing.
+
+        Raises:
+            ModelError: it fails, or its answer is not that of its manifest (another number of classes).
+        """
         height, width = self.manifest.input.size_hw
         for n in batch_sizes:
-            self.run(np.zeros((n, 3, height, width), np.float32))
+            raw = self.run(np.zeros((n, 3, height, width), np.float32))
+        self.interpret(raw, 0, (height, width))
 
     def check_golden(self) -> None:
         """Compare the answers for the recorded inputs with the recorded answers.
@@ -215,12 +224,13 @@ class Predictor:
             margin = float(2 * np.abs(chances - 0.5).min())
             confidence, raw_confidence = _least_sure(chances), _least_sure(raw_chances)
         else:
-            chances = scoring.softmax(logits, temperature=manifest.temperature)
-            order = np.argsort(-logits, kind="stable")  # by logits: calibrated values may tie at 1.0
-            shown = [int(k) for k in order[:TOP_CLASSES]]
-            confidence = float(chances[order[0]])
-            margin = confidence - float(chances[order[1]]) if len(order) > 1 else 1.0
-            raw_confidence = float(scoring.softmax(logits)[order[0]])
+            shown = _largest(logits, TOP_CLASSES)  # by logits: calibrated values may tie at 1.0
+            exponentials = logits.astype(np.float64) - float(logits[shown[0]])
+            raw_confidence = 1.0 / float(np.exp(exponentials).sum())
+            chances = np.exp(exponentials / manifest.temperature)
+            chances /= chances.sum()
+            confidence = float(chances[shown[0]])
+            margin = confidence - float(chances[shown[1]]) if len(shown) > 1 else 1.0
         classes = [ClassScore(manifest.classes[k], k, float(chances[k])) for k in shown]
         return Prediction(classes, [], confidence, raw_confidence, margin, **common)  # type: ignore[arg-type]
 
@@ -229,10 +239,11 @@ class Predictor:
         if scores.ndim != 2 or scores.shape[0] != 4 + len(manifest.classes):
             raise ModelError(f"expected scores (4 + {len(manifest.classes)}, anchors), found {scores.shape}")
         best = scores[4:].max(axis=0)
-        calibrated = scoring.sigmoid(scoring.log_odds(best), temperature=manifest.temperature)
-        keep = np.flatnonzero(calibrated >= manifest.score_min)
+        least = scoring.sigmoid(scoring.log_odds(np.array(manifest.score_min)) * manifest.temperature)
+        keep = np.flatnonzero(best >= least.astype(np.float32))
         if len(keep) > 4 * manifest.max_boxes:
             keep = keep[np.argpartition(-best[keep], 4 * manifest.max_boxes)[: 4 * manifest.max_boxes]]
+        calibrated = scoring.sigmoid(scoring.log_odds(best[keep]), temperature=manifest.temperature)
         indices = scores[4:, keep].argmax(axis=0)
         centres, sizes = scores[:2, keep].T, scores[2:4, keep].T
         corners = np.concatenate([centres - sizes / 2, sizes], axis=1)
@@ -246,7 +257,7 @@ class Predictor:
             y1, y2 = max(float(y1), 0.0), min(float(y2), float(original_hw[0]))
             if x2 - x1 > 0 and y2 - y1 > 0:
                 label = manifest.classes[int(indices[j])]
-                boxes.append(Box(label, x1, y1, x2, y2, float(calibrated[keep[j]])))
+                boxes.append(Box(label, x1, y1, x2, y2, float(calibrated[j])))
         confidence = max((b.confidence or 0.0 for b in boxes), default=0.0)
         margin = min((2 * abs((b.confidence or 0.0) - 0.5) for b in boxes), default=0.0)
         raw = float(best[keep].max(initial=0.0))
@@ -279,6 +290,14 @@ def _suppress(
     )
     order = sorted((int(k) for k in np.asarray(kept).reshape(-1)), key=lambda k: -float(scores[k]))
     return order[:most]
+
+
+def _largest(values: Float32, n: int) -> list[int]:
+    """Places of the `n` largest values, largest first; of equal ones the first."""
+    if len(values) > 64:  # a partial sort pays only for long lists
+        few = np.argpartition(values, -n)[-n:].tolist()
+        return sorted(few, key=lambda k: (-values[k], k))
+    return [int(k) for k in np.argsort(-values, kind="stable")[:n]]
 
 
 def _least_sure(chances: scoring.Float) -> float:

@@ -28,7 +28,7 @@ from sutdol import jobs
 from sutdol.errors import ConflictError, InputError, ModelError, NotFoundError, unknown
 from sutdol.events import tell
 from sutdol.stores import Store
-from sutdol.tables import Alias, Decision, Model, ModelVersion, now
+from sutdol.tables import Alias, Decision, Model, ModelVersion, Rollout, now
 from sutdol.types import Manifest, Task
 
 _SLUG = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
@@ -230,12 +230,7 @@ def resolve(session: Session, reference: str) -> tuple[str, int]:
     Raises:
         InputError: not of that form. NotFoundError: no such model, version, or nothing behind the alias.
     """
-    match = _REFERENCE.fullmatch(reference)
-    if match is None:
-        raise InputError(
-            f"model reference {reference!r}: expected NAME, NAME@champion, NAME@3 or models:/NAME@champion"
-        )
-    slug, which = match["model"], match["which"] or "champion"
+    slug, which = split(reference)
     get_model(session, slug)
     if which.isdigit():
         row = get_version(session, slug, int(which))
@@ -247,6 +242,23 @@ def resolve(session: Session, reference: str) -> tuple[str, int]:
         known = [f"{slug}@{a}" for a in session.exec(select(Alias.name).where(Alias.model == slug))]
         raise unknown("model reference", reference, known)
     return slug, version
+
+
+def split(reference: str) -> tuple[str, str]:
+    """(model, `champion` or another alias or a number) of a reference; nothing is looked up.
+
+    Raises:
+        InputError: not of that form.
+
+    >>> split("models:/digits@3"), split("digits")
+    (('digits', '3'), ('digits', 'champion'))
+    """
+    match = _REFERENCE.fullmatch(reference)
+    if match is None:
+        raise InputError(
+            f"model reference {reference!r}: expected NAME, NAME@champion, NAME@3 or models:/NAME@champion"
+        )
+    return match["model"], match["which"] or "champion"
 
 
 def promote(
@@ -267,12 +279,13 @@ def promote(
     set_alias(session, model, "champion", version)
     if champion is not None:
         set_alias(session, model, "previous", champion)
-    if alias(session, model, "challenger") == version:
-        set_alias(session, model, "challenger", None)
+    _end_trial(session, model, version)
     return _decided(session, "promote", model, version, champion, who=who, text=text, record=record)
 
 
-def rollback(session: Session, model: str, *, who: str, text: str = "") -> Decision:
+def rollback(
+    session: Session, model: str, *, who: str, text: str = "", record: dict[str, Any] | None = None
+) -> Decision:
     """Put `previous` back to work in one step; the version that served becomes `previous`.
 
     Raises:
@@ -284,7 +297,17 @@ def rollback(session: Session, model: str, *, who: str, text: str = "") -> Decis
         raise ConflictError(f"{model} has no previous version to roll back to")
     set_alias(session, model, "champion", previous)
     set_alias(session, model, "previous", champion)
-    return _decided(session, "rollback", model, previous, champion, who=who, text=text, record=None)
+    _end_trial(session, model, previous)
+    return _decided(session, "rollback", model, previous, champion, who=who, text=text, record=record)
+
+
+def _end_trial(session: Session, model: str, champion: int) -> None:
+    """A challenger was on trial against the champion that is now gone; its numbers mean nothing beside another one."""
+    trial = session.get(Rollout, model)
+    if trial is not None:
+        session.delete(trial)
+    if trial is not None or alias(session, model, "challenger") == champion:
+        set_alias(session, model, "challenger", None)
 
 
 def _decided(

@@ -8,6 +8,8 @@ Errors: ModelError for a file that cannot be loaded or does not keep the contrac
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from sutdol.errors import ModelError, SetupError
+from sutdol.errors import ModelError, NotFiniteError, SetupError
 
 Float32 = NDArray[np.float32]
 ort.set_default_logger_severity(4)
@@ -40,6 +42,7 @@ class Runtime:
             self._session = ort.InferenceSession(onnx, options, providers=wanted)
         except Exception as error:  # onnxruntime raises a dozen unrelated classes; each means "this file does not load"
             raise ModelError(f"model.onnx cannot be loaded: {_first_line(error)}") from error
+        self._session._model_bytes = None  # kept for a fallback that we refuse below; the file's size in memory
         self.provider = str(self._session.get_providers()[0])
         if self.provider != wanted[0]:
             raise SetupError(
@@ -72,8 +75,15 @@ class Runtime:
         if len(scores) != len(images) or len(features) != len(images):
             raise ModelError(f"the model answered for {len(scores)} of {len(images)} images")
         if not (np.isfinite(scores).all() and np.isfinite(features).all()):
-            raise ModelError("the model answered with numbers that are not finite")
+            raise NotFiniteError("the model answered with numbers that are not finite")
         return scores, features
+
+
+def give_memory_back() -> None:
+    """Return what loading has left free to the system (glibc keeps it otherwise); some milliseconds."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 class Foreign:

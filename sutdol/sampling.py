@@ -79,12 +79,13 @@ class Sampler:
         self._drawn_rate = drawn_rate
         self._unfamiliar = OnlineQuantile(other_rate)
         self._empty = OnlineQuantile(other_rate)
+        self._disagree = OnlineQuantile(other_rate)
 
     def set_rates(self, drawn_rate: float, other_rate: float) -> None:
         """Follow the budget; takes effect with the next answer."""
         with self._lock:
             self._drawn_rate = drawn_rate
-            self._unfamiliar.target = self._empty.target = other_rate
+            self._unfamiliar.target = self._empty.target = self._disagree.target = other_rate
 
     def pick(self, sample_id: str, prediction: Prediction, manifest: Manifest, *, at: float) -> Picked:
         """Ask every arm about one answer, given at `at` (epoch seconds)."""
@@ -104,6 +105,11 @@ class Sampler:
                 reasons.append("the detector found nothing here")
             urgent = freshness(at) if "drawn" in arms else priority(prediction, manifest)
         return Picked(arms, probability, "; ".join(reasons), urgent)
+
+    def disagreed(self, sample_id: str) -> bool:
+        """Whether this one, on which two versions differ, is among those that the budget allows to ask people about."""
+        with self._lock:
+            return self._chosen(self._disagree, sample_id, True)
 
     @staticmethod
     def _chosen(quantile: OnlineQuantile, sample_id: str, candidate: bool) -> bool:

@@ -37,6 +37,38 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(20_000_000, ge=1_000, description="Largest request body, bytes.")
     inference_threads: int = Field(0, ge=0, description="Inference threads. 0: one per core.")
     queue_limit: int = Field(256, ge=1, description="Requests waiting for inference before new ones get 503.")
+    keys_stale_s: float = Field(
+        300.0, gt=0, description="Seconds that known API keys pass while the database cannot be read."
+    )
+    models_memory_bytes: int = Field(
+        0, ge=0, description="What loaded models may take; others load when asked for, the least used go. 0: no limit."
+    )
+    pinned_models: str = Field("", description="Models that are loaded at start and stay, separated by commas.")
+    model_queue_limits: str = Field(
+        "", description="Requests that may wait for one model before it answers 429: NAME=N, separated by commas."
+    )
+    self_test_bytes: int = Field(
+        2_000_000_000,
+        ge=100_000_000,
+        description="Memory in which a model that we did not train must show what it does.",
+    )
+    watch_s: float = Field(600.0, ge=0, description="Seconds after a swap in which the version before stands by.")
+    watch_share: float = Field(
+        0.05, ge=0, le=1, description="Share of answers that it repeats meanwhile, unseen, for comparison."
+    )
+    rollback_errors: float = Field(
+        0.05, ge=0, le=1, description="Share of failures at which a new version is taken back. 0: never."
+    )
+    rollback_slower: float = Field(
+        3.0, ge=0, description="Times the time of the version before at which a new one is taken back. 0: never."
+    )
+    rollback_disagreement: float = Field(
+        0.0, ge=0, le=1, description="Share of changed answers at which a new version is taken back. 0: never."
+    )
+    spool_dir: str = Field(
+        "", description="Folder for the log while the database or the store is gone. Empty: in the home folder."
+    )
+    spool_bytes: int = Field(256_000_000, ge=0, description="What it may hold; then requests get 503. Bytes.")
     providers: str = Field(
         "", description="ONNX Runtime providers by preference, separated by commas. Empty: best found."
     )
@@ -114,6 +146,31 @@ class Settings(BaseSettings):
     def store(self) -> str:
         """The store URL really used."""
         return self.store_url or f"file://{(self.home / 'store').absolute()}"
+
+    @property
+    def pinned(self) -> list[str]:
+        """Names of models that are never let go."""
+        return [name.strip() for name in self.pinned_models.split(",") if name.strip()]
+
+    @property
+    def queue_limits(self) -> dict[str, int]:
+        """Requests that may wait, by model.
+
+        Raises:
+            SetupError: not of the form NAME=N,NAME=N.
+        """
+        found = {}
+        for part in filter(None, (p.strip() for p in self.model_queue_limits.split(","))):
+            name, _, number = part.partition("=")
+            if not name or not number.isdecimal() or int(number) < 1:
+                raise SetupError(f"setting SUTDOL_MODEL_QUEUE_LIMITS: expected NAME=N, found {part!r}")
+            found[name] = int(number)
+        return found
+
+    @property
+    def spool(self) -> Path:
+        """The folder of the spool."""
+        return Path(self.spool_dir) if self.spool_dir else self.home / "spool"
 
     @property
     def broker(self) -> str:

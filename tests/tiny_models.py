@@ -22,14 +22,18 @@ SIDE_PX = 32
 CLASSES = ("red", "green", "blue")
 
 
-def classifier_onnx(*, sharpness: float = 8.0, poison: bool = False, burden: int = 0) -> bytes:
+def classifier_onnx(
+    *, sharpness: float = 8.0, poison: bool = False, burden: int = 0, shifted: bool = False, fragile: bool = False
+) -> bytes:
     """Images (n, 3, 32, 32) -> scores (n, 3) = sharpness * channel means, features (n, 3) = channel means.
 
     Args:
         poison: answers NaN for white images, so that a batch can hold a poisonous one.
+        shifted: calls red green, green blue, blue red.
+        fragile: loads, passes every check on dark images, and fails on bright ones.
         burden: so many 3x3 convolutions more at 512 x 512, to make it slow: about 5 ms each.
     """
-    weights = np.eye(3, dtype=np.float32) * sharpness
+    weights = np.roll(np.eye(3, dtype=np.float32), int(shifted), axis=1) * sharpness
     initializers = [
         numpy_helper.from_array(weights, "weights"),
         numpy_helper.from_array(np.zeros(3, np.float32), "bias"),
@@ -50,7 +54,18 @@ def classifier_onnx(*, sharpness: float = 8.0, poison: bool = False, burden: int
         helper.make_node("GlobalAveragePool", [source], ["pooled"]),
         helper.make_node("Flatten", ["pooled"], ["features"]),
     ]
-    if poison:
+    if fragile:  # looks a row of a one-row table up by brightness
+        initializers.append(numpy_helper.from_array(np.array([4], np.float32), "four"))
+        initializers.append(numpy_helper.from_array(np.zeros((1, 1), np.float32), "table"))
+        nodes += [
+            helper.make_node("ReduceMax", ["features"], ["brightest"], axes=[1], keepdims=0),
+            helper.make_node("Mul", ["brightest", "four"], ["quarter"]),
+            helper.make_node("Cast", ["quarter"], ["row"], to=TensorProto.INT64),
+            helper.make_node("Gather", ["table", "row"], ["nothing"], axis=0),
+            helper.make_node("Gemm", ["features", "weights", "bias"], ["fine"]),
+            helper.make_node("Add", ["fine", "nothing"], ["scores"]),
+        ]
+    elif poison:
         nodes += [
             helper.make_node("ReduceSum", ["features", "axis"], ["brightness"], keepdims=1),
             helper.make_node("Sub", ["limit", "brightness"], ["room"]),
@@ -91,10 +106,12 @@ def classifier_bundle(
     promote: bool = True,
     ood: bool = True,
     state: str = "ready",
+    foreign: bool = False,
 ) -> int:
     """Write, register and (unless told otherwise) promote a new version of `model`, made when there is none. Its number.
 
     Args:
+        foreign: not from a training run of ours, so it is tried in a child before it is loaded.
         golden: `right`, `wrong` (recorded answers of another model) or `none`.
     """
     onnx_bytes = onnx_bytes or classifier_onnx()
@@ -127,7 +144,14 @@ def classifier_bundle(
     written = registry.write_bundle(context.store, model, version, manifest, files)
     with context.database.begin() as session:
         registry.register(
-            session, model, version, written, size_bytes=len(onnx_bytes), metrics={"accuracy": 1.0}, state=state
+            session,
+            model,
+            version,
+            written,
+            size_bytes=len(onnx_bytes),
+            metrics={"accuracy": 1.0},
+            state=state,
+            run_id=None if foreign else "tests",
         )
         if promote:
             registry.promote(session, model, version, who="test", text="first")

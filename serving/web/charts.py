@@ -99,6 +99,15 @@ def share_bar(parts: Sequence[tuple[str, int]]) -> Markup:
     return Markup(f'<svg class="share" viewBox="0 0 100 6" preserveAspectRatio="none" aria-hidden="true">{body}</svg>')
 
 
+def meter(share: float) -> Markup:
+    """A short bar filled to `share` in [0, 1]; its number stands beside it in the text."""
+    width = 100 * min(max(share, 0.0), 1.0)
+    return Markup(
+        '<svg class="meter" viewBox="0 0 100 6" preserveAspectRatio="none" aria-hidden="true">'
+        f'<rect class="rest" width="100" height="6"/><rect class="part s0" width="{width:.1f}" height="6"/></svg>'
+    )
+
+
 def _figure(title: str, body: str, legend: str, table: str, table_name: str) -> Markup:
     return Markup(
         f'<figure class="chart"><figcaption>{escape(title)}</figcaption>'

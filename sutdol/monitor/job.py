@@ -99,7 +99,7 @@ def profile_version(running: Running, model: Model, version: int) -> None:
             image = admit(context.store.get(f"samples/{item.sample_id}"))
         except (ImageError, NotFoundError):
             continue  # a training image that is gone cannot be recognised; nothing else depends on it
-        tensor = predictor.prepare(decode(image.data, cover_hw=predictor.cover_hw))
+        tensor = predictor.prepare(decode(image.data, cover_hw=predictor.cover((image.height_px, image.width_px))))
         looks = appearance(tensor, predictor.manifest.input)
         if item.split != "test":
             trained.append([looks.fingerprint, looks.brightness, looks.sharpness])

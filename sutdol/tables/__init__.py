@@ -2,15 +2,15 @@
 
 Who writes what:
 
-    serving            prediction, sample, label_task (state `candidate`), feedback, replica
+    serving            prediction, shadow, sample, label_task (state `candidate`), feedback, replica
     labeling_bridge    label_task (from `queued` on), annotation, label (source `annotation`), studio_project
     retrain            dataset, label (source `imported`), dataset_version, dataset_item, training_run, run_candidate,
                        run_progress, model_version, evaluation, decision
     monitor            drift_state, version_profile, snapshot, event
-    registry           model, alias, decision, event
+    registry           model, alias, rollout, decision, event
     jobs               job, job_attempt, message, lease
 
-Append-only: prediction, annotation, dataset_version, dataset_item, run_progress, decision, event,
+Append-only: prediction, shadow, annotation, dataset_version, dataset_item, run_progress, decision, event,
 version_profile, snapshot.
 SQLite drops time zones, so no datetime columns. JSON columns hold what `sutdol.types` defines (msgspec.to_builtins).
 SQLModel tables do not validate: build rows from checked structs only.
@@ -22,9 +22,9 @@ from sutdol.tables.base import new_id, now
 from sutdol.tables.house import ApiKey, Event, Secret
 from sutdol.tables.jobs import Job, JobAttempt, Lease, Message
 from sutdol.tables.labels import Annotation, LabelReport, LabelRow, LabelTask, StudioProject
-from sutdol.tables.models import Alias, Decision, Model, ModelVersion, Replica
+from sutdol.tables.models import Alias, Decision, Model, ModelVersion, Replica, Rollout
 from sutdol.tables.monitor import DriftState, Snapshot, VersionProfile
-from sutdol.tables.predictions import Feedback, PredictionRow, Sample
+from sutdol.tables.predictions import Feedback, PredictionRow, Sample, ShadowRow
 from sutdol.tables.training import (
     Dataset,
     DatasetItem,
@@ -58,10 +58,12 @@ __all__ = [
     "ModelVersion",
     "PredictionRow",
     "Replica",
+    "Rollout",
     "RunCandidate",
     "RunProgress",
     "Sample",
     "Secret",
+    "ShadowRow",
     "Snapshot",
     "StudioProject",
     "TrainingRun",

@@ -53,15 +53,30 @@ class Alias(SQLModel, table=True):
     updated_at: float = Field(default_factory=now)
 
 
+class Rollout(SQLModel, table=True):
+    """The challenger of a model on trial: it answers (canary) or is tried unseen (shadow) for a share of the traffic."""
+
+    model: str = Field(primary_key=True, foreign_key="model.slug")
+    version: int
+    mode: str
+    """shadow | canary"""
+    share: float
+    max_disagreement: float = 0.0
+    """Share of compared answers that may differ from the champion's; 0: not watched."""
+    who: str
+    started_at: float = Field(default_factory=now)
+
+
 class Decision(SQLModel, table=True):
     """Why a version was or was not put to work: the readable record, with numbers, intervals and hashes."""
 
     id: str = Field(primary_key=True, default_factory=new_id)
     model: str = Field(index=True)
     kind: str
-    """gate | promote | rollback"""
+    """gate | promote | rollback | rollout"""
     verdict: str
-    """gate: promote | refuse | approve (waiting for a person); promote and rollback: done"""
+    """gate: promote | refuse | approve (waiting for a person); promote and rollback: done;
+    rollout: ended"""
     candidate: int
     champion: int | None = None
     text: str

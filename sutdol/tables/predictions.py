@@ -55,6 +55,25 @@ class PredictionRow(SQLModel, table=True):
     """What `appearance` measures on the model's input; drift and near-duplicates are found by it."""
 
 
+class ShadowRow(SQLModel, table=True):
+    """What another version says about a logged prediction: a challenger unseen, or the version before, for comparison."""
+
+    __tablename__ = "shadow"
+    __table_args__ = (Index("shadow_model_at", "model", "at"),)
+    prediction_id: str = Field(primary_key=True)
+    version: int = Field(primary_key=True)
+    at: float
+    model: str
+    answered_by: int
+    """The version whose answer the client got."""
+    answer: dict[str, Any] = json_column()
+    confidence: float
+    agrees: bool
+    duration_ms: float
+    error: str | None = None
+    """Why it has no answer."""
+
+
 class Feedback(SQLModel, table=True):
     """The caller's own knowledge of the right answer."""
 

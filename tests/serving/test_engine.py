@@ -15,12 +15,13 @@ from sqlmodel import func, select
 
 from serving import answers
 from serving.engine import Engine, Item
+from serving.follow import Follower
 from serving.log import LogWriter
 from serving.metrics import Metrics
 from serving.slots import Slots
 from serving.tickets import Ticket
 from sutdol.context import Context
-from sutdol.errors import BusyError, ImageError, ModelError, NotFoundError
+from sutdol.errors import BusyError, ImageError, NotFiniteError, NotFoundError
 from sutdol.images import encode_png
 from sutdol.tables import PredictionRow
 from tests.running_server import wait_for
@@ -34,10 +35,11 @@ class Parts:
         self.context = context
         self.metrics = Metrics()
         self.slots = Slots(context, self.metrics)
+        self.follower = Follower(context, self.slots)
         self.log = LogWriter(context.database, context.store, self.metrics)
         compose = partial(answers.compose, metrics=self.metrics)
         self.engine = Engine(self.slots, self.log, self.metrics, compose=compose, threads=threads, limit=limit)
-        self.slots.start()
+        self.follower.start()
         self.log.start()
 
     def serve(self, slug: str, **bundle: object) -> None:
@@ -62,7 +64,7 @@ def parts(context: Context) -> Iterator[Parts]:
     yield built
     built.engine.stop()
     built.log.stop()
-    built.slots.stop()
+    built.follower.stop()
 
 
 def name_of(reply: bytes) -> str:
@@ -112,7 +114,7 @@ async def test_a_poisonous_image_fails_alone(parts: Parts) -> None:
     futures = [parts.ask(data) for data in datas]
     parts.engine.start()
     results = await asyncio.gather(*futures, return_exceptions=True)
-    assert [type(result) for result in results] == [bytes, ModelError, bytes, bytes]
+    assert [type(result) for result in results] == [bytes, NotFiniteError, bytes, bytes]
     assert [name_of(r) for r in results if isinstance(r, bytes)] == ["red", "green", "blue"]
 
 
@@ -127,7 +129,7 @@ async def test_a_full_queue_refuses_at_once(context: Context) -> None:
     full.engine.start()
     await asyncio.gather(*futures)
     await full.ask(coloured_png())
-    for part in (full.engine, full.log, full.slots):
+    for part in (full.engine, full.log, full.follower):
         part.stop()
 
 
@@ -174,7 +176,7 @@ async def test_stopping_answers_what_is_waiting(context: Context) -> None:
     assert {name_of(reply) for reply in await asyncio.gather(*futures)} == {"red"}
     with pytest.raises(BusyError):
         parts.ask(coloured_png())
-    parts.slots.stop()
+    parts.follower.stop()
 
 
 async def test_every_core_works(context: Context) -> None:
@@ -193,5 +195,5 @@ async def test_every_core_works(context: Context) -> None:
     futures = [parts.ask(coloured_png()) for _ in range(2)]
     parts.engine.start()
     await asyncio.gather(*futures)
-    for part in (parts.engine, parts.log, parts.slots):
+    for part in (parts.engine, parts.log, parts.follower):
         part.stop()

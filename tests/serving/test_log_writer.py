@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +21,7 @@ from sutdol.context import Context
 from sutdol.errors import BusyError
 from sutdol.images import admit
 from sutdol.tables import LabelTask, PredictionRow, Sample, new_id
+from tests.running_server import wait_for
 from tests.tiny_models import coloured_png
 
 IMAGE = admit(coloured_png("red"))
@@ -111,22 +116,125 @@ async def test_one_row_that_cannot_be_written_does_not_harm_its_neighbours(conte
     assert count(context) == 3
 
 
-async def test_while_the_table_is_gone_requests_are_refused_and_then_go_on(context: Context, log: LogWriter) -> None:
-    """An answer without a row would be a broken promise; an outage must end by itself."""
+@pytest.fixture
+def spooling(context: Context, tmp_path: Path) -> Iterator[LogWriter]:
+    """A writer with a spool of 20 kB."""
+    writer = LogWriter(context.database, context.store, Metrics(), spool=(tmp_path / "spool", 20_000))
+    writer.start()
+    yield writer
+    writer.stop()
+
+
+def hide_the_table(context: Context) -> None:
     with context.database.begin() as session:
         session.execute(sa.text("ALTER TABLE prediction RENAME TO hidden"))
+
+
+def show_the_table(context: Context) -> None:
+    with context.database.begin() as session:
+        session.execute(sa.text("ALTER TABLE hidden RENAME TO prediction"))
+
+
+async def test_without_a_spool_an_outage_refuses_and_ends_by_itself(context: Context, log: LogWriter) -> None:
+    """An answer without a row would be a broken promise."""
+    hide_the_table(context)
     lost = entry()
     log.submit(lost)
     with pytest.raises(BusyError, match="log"):
         await lost.ticket.future
     assert log.error
-    with context.database.begin() as session:
-        session.execute(sa.text("ALTER TABLE hidden RENAME TO prediction"))
+    show_the_table(context)
     found = entry()
     log.submit(found)
     await found.ticket.future
     assert log.error is None
     assert count(context) == 1
+
+
+async def test_an_outage_goes_into_the_spool_and_drains(context: Context, spooling: LogWriter) -> None:
+    """Clients need not suffer for a database that restarts; and nothing they were told may be missing afterwards."""
+    hide_the_table(context)
+    answered = []
+    for n in range(12):
+        one = entry()
+        spooling.submit(one)
+        answered.append((await one.ticket.future).decode())
+        assert spooling.spooling is not None
+        assert spooling.spooling.entries == n + 1
+    assert "no such table" in spooling.spooling.reason
+    show_the_table(context)
+    await asyncio.to_thread(wait_for, lambda: spooling.spooling is None, "the spool to drain")
+    later = entry()
+    spooling.submit(later)
+    answered.append((await later.ticket.future).decode())
+    with context.database.read() as session:
+        assert sorted(session.exec(select(PredictionRow.id))) == sorted(answered)
+
+
+async def test_a_full_spool_refuses(context: Context, spooling: LogWriter) -> None:
+    """A disk must not fill up because a database is away for the weekend."""
+    hide_the_table(context)
+    results: list[Any] = []
+    for _ in range(60):
+        one = entry()
+        spooling.submit(one)
+        results += await asyncio.gather(one.ticket.future, return_exceptions=True)
+    kept = [result for result in results if isinstance(result, bytes)]
+    assert 10 < len(kept) < 60
+    assert all(isinstance(result, BusyError) for result in results if result not in kept)
+    assert spooling.error
+    show_the_table(context)
+    await asyncio.to_thread(wait_for, lambda: spooling.spooling is None, "the spool to drain")
+    assert count(context) == len(kept)
+
+
+DYING = """
+import json, os, sys
+from pathlib import Path
+from serving.spool import Record, Spool
+spool = Spool(Path(sys.argv[1]), "dead", limit_bytes=1_000_000)
+spool.append([Record([("PredictionRow", values)]) for values in json.loads(sys.argv[2])])
+os._exit(0)
+"""
+
+
+async def test_what_a_dead_process_left_in_its_spool_is_drained_once(context: Context, tmp_path: Path) -> None:
+    """kill -9 in the middle of an outage, and in the middle of writing: every answered row comes, none twice."""
+    folder = tmp_path / "spool"
+    rows = [row() for _ in range(5)]
+    subprocess.run([sys.executable, "-c", DYING, str(folder), json.dumps(rows)], check=True)
+    path = folder / "dead.spool"
+    whole = path.read_bytes()
+    copied = folder / "torn.spool"
+    copied.write_bytes(whole + whole[: len(whole) // 10])
+    with context.database.begin() as session:  # one of them had reached the database already
+        session.execute(sa.insert(PredictionRow.__table__).values(**rows[0]))  # type: ignore[attr-defined]
+    writer = LogWriter(context.database, context.store, Metrics(), spool=(folder, 1_000_000))
+    writer.start()
+    gone = lambda: not (copied.exists() or path.exists())  # noqa: E731
+    await asyncio.to_thread(wait_for, gone, "the spools left behind to be drained")
+    await asyncio.to_thread(writer.stop)
+    assert count(context) == 5
+
+
+async def test_while_the_store_is_gone_images_wait_in_the_spool(context: Context, tmp_path: Path) -> None:
+    """A picked sample whose image is lost could never be labelled."""
+    assert context.store.root is not None
+    blocked = context.store.root / "samples"
+    blocked.write_text("a file where a folder should be")
+    writer = LogWriter(context.database, context.store, Metrics(), spool=(tmp_path / "spool", 1_000_000))
+    writer.start()
+    values = row()
+    one = Entry(Ticket(), b"yes", ((PredictionRow, values),), image=IMAGE, task=task("drawn"))
+    writer.submit(one)
+    assert await one.ticket.future == b"yes"
+    assert writer.spooling is not None
+    assert count(context) == 0
+    blocked.unlink()
+    await asyncio.to_thread(wait_for, lambda: writer.spooling is None, "the spool to drain")
+    await asyncio.to_thread(writer.stop)
+    assert context.store.get(f"samples/{IMAGE.sample_id}") == IMAGE.data
+    assert the_task(context).arm == "drawn"
 
 
 async def test_too_many_waiting_entries_are_refused(context: Context) -> None:

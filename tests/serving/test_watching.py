@@ -11,9 +11,9 @@ from shared_server import Served, assert_problem
 
 from serving.answers import compose
 from serving.engine import Answer, Item
+from serving.loading import Loaded
 from serving.log import Entry
 from serving.metrics import Metrics
-from serving.slots import Loaded
 from serving.tickets import Ticket
 from sutdol import images
 from sutdol.appearance import appearance
@@ -115,7 +115,7 @@ def test_auto_labels_are_asked_for_as_a_job_and_refused_in_words(served: Served,
 def test_a_share_of_the_images_that_nobody_picked_is_kept(served: Served, share: float, kept: int) -> None:
     """Labels without people need images; which ones are kept depends on their content alone, picked ones always are."""
     predictor = Predictor.open(served.context.store, "tiny", 1)
-    loaded = Loaded("tiny", 1, "", predictor, Sampler("tiny", drawn_rate=0.0, other_rate=0.0), 1, 0.0, 0.0)
+    loaded = Loaded("tiny", 1, "", predictor, Sampler("tiny", drawn_rate=0.0, other_rate=0.0), 1, 0, 0.0, 0.0)
     data = coloured_png("red")
     image = images.admit(data)
     prediction = predictor.predict_bytes(data)

@@ -40,6 +40,19 @@ def test_an_answer_and_its_feedback_are_in_the_log(context: Context, server: Run
         assert session.exec(select(Feedback.prediction_id)).all() == [answer.prediction_id]
 
 
+def test_a_batch_has_an_answer_or_an_error_for_each(context: Context, server: RunningServer) -> None:
+    """One broken file must not cost the others their answers."""
+    with Client(server.url, a_key(context)) as client:
+        red, broken, blue = client.predict_batch(
+            "tiny", [tiny_models.coloured_png("red"), b"no image", tiny_models.coloured_png("blue")]
+        )
+        assert isinstance(broken, ApiError)
+        assert broken.status == 415
+        assert [a.predictions[0].name for a in (red, blue) if not isinstance(a, ApiError)] == ["red", "blue"]
+        assert client.predict("tiny", tiny_models.coloured_png(), max_risk=0).unsure
+        assert not client.predict("tiny", tiny_models.coloured_png(), max_risk=1).unsure
+
+
 def test_a_refusal_keeps_the_servers_words(context: Context, server: RunningServer) -> None:
     """Whoever reads the log of an application should not need ours."""
     with Client(server.url, a_key(context)) as client:

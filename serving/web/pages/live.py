@@ -1,6 +1,6 @@
 """Live: what comes in and what is answered now, on which version, and what of it people will see.
 
-    reads.traffic + reads.predictions + replicas -> page; the moving part is fetched anew every REFRESH_S by htmx
+    reads.traffic + predictions + replicas, monitor.report -> page; the moving part is fetched anew every REFRESH_S by htmx
 
 The moving part is rendered once per tick and shared by all readers of one language and scope: a hundred open consoles cost
 one rendering.
@@ -19,6 +19,7 @@ from serving import reads
 from serving.web import text
 from serving.web.desk import Desk
 from sutdol.errors import NotFoundError
+from sutdol.monitor import report
 
 REFRESH_S = 2
 RECENT = 24
@@ -39,7 +40,10 @@ def build(desk: Desk) -> Router:
     database = desk.context.database
 
     def values() -> dict[str, Any]:
+        with database.read() as session:
+            watched = report.everything(session)
         return {
+            "watched": watched,
             "traffic": reads.traffic(database, window_s=WINDOW_S),
             "predictions": reads.predictions(database, limit=RECENT),
             "replicas": reads.replicas(database, lease_s=desk.context.settings.lease_s),

@@ -15,6 +15,7 @@ from serving.operations import move, step_back
 from serving.web.desk import Desk
 from serving.web.render import go
 from sutdol import versions as version_acts
+from sutdol.monitor import report
 
 HttpRequest = Request[Any, Any, Any]
 
@@ -35,8 +36,13 @@ def build(desk: Desk) -> Router:
 
         def values() -> dict[str, Any]:
             about = reads.model(database, desk.slots.serving(), model)
-            decisions = reads.decisions(database, model=model, limit=10)
-            return {"model": about, "versions": reads.versions(database, model), "decisions": decisions}
+            with database.read() as session:
+                watched = {"accuracy": report.accuracy(session, model), "drift": report.drift_of(session, model)}
+            return watched | {
+                "model": about,
+                "versions": reads.versions(database, model),
+                "decisions": reads.decisions(database, model=model, limit=10),
+            }
 
         return desk.pages.show(request, "model.html", visitor=visitor, **await asyncio.to_thread(values))
 

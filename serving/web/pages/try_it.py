@@ -50,7 +50,7 @@ def build(desk: Desk) -> Router:
             data = image_of(body, kind)
         if not data:
             raise InputError("try it: expected an image, found none", hint="choose a file first")
-        desk.slots.get(model)
+        await desk.slots.ready(model)
         item = Item(model, data, visitor.key_id, Ticket())
         desk.engine.submit(item)
         reply = msgspec.json.decode(await settled(item.ticket, request), type=Reply)

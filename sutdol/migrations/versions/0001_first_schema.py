@@ -345,6 +345,22 @@ def upgrade() -> None:
     sa.Column('value', sqlmodel.sql.sqltypes.AutoString(), nullable=False),
     sa.PrimaryKeyConstraint('name')
     )
+    op.create_table('shadow',
+    sa.Column('prediction_id', sqlmodel.sql.sqltypes.AutoString(), nullable=False),
+    sa.Column('version', sa.Integer(), nullable=False),
+    sa.Column('at', sa.Float(), nullable=False),
+    sa.Column('model', sqlmodel.sql.sqltypes.AutoString(), nullable=False),
+    sa.Column('answered_by', sa.Integer(), nullable=False),
+    sa.Column('answer', sa.JSON(), nullable=False),
+    sa.Column('confidence', sa.Float(), nullable=False),
+    sa.Column('agrees', sa.Boolean(), nullable=False),
+    sa.Column('duration_ms', sa.Float(), nullable=False),
+    sa.Column('error', sqlmodel.sql.sqltypes.AutoString(), nullable=True),
+    sa.PrimaryKeyConstraint('prediction_id', 'version')
+    )
+    with op.batch_alter_table('shadow', schema=None) as batch_op:
+        batch_op.create_index('shadow_model_at', ['model', 'at'], unique=False)
+
     op.create_table('studio_project',
     sa.Column('model', sqlmodel.sql.sqltypes.AutoString(), nullable=False),
     sa.Column('project_id', sa.Integer(), nullable=False),
@@ -389,6 +405,17 @@ def upgrade() -> None:
     sa.Column('updated_at', sa.Float(), nullable=False),
     sa.ForeignKeyConstraint(['model'], ['model.slug'], ),
     sa.PrimaryKeyConstraint('model', 'name')
+    )
+    op.create_table('rollout',
+    sa.Column('model', sqlmodel.sql.sqltypes.AutoString(), nullable=False),
+    sa.Column('version', sa.Integer(), nullable=False),
+    sa.Column('mode', sqlmodel.sql.sqltypes.AutoString(), nullable=False),
+    sa.Column('share', sa.Float(), nullable=False),
+    sa.Column('max_disagreement', sa.Float(), nullable=False),
+    sa.Column('who', sqlmodel.sql.sqltypes.AutoString(), nullable=False),
+    sa.Column('started_at', sa.Float(), nullable=False),
+    sa.ForeignKeyConstraint(['model'], ['model.slug'], ),
+    sa.PrimaryKeyConstraint('model')
     )
     op.create_table('model_version',
     sa.Column('model', sqlmodel.sql.sqltypes.AutoString(), nullable=False),
@@ -503,6 +530,8 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f('ix_feedback_prediction_id'))
 
     op.drop_table('feedback')
+    op.drop_table('rollout')
+    op.drop_table('shadow')
     with op.batch_alter_table('event', schema=None) as batch_op:
         batch_op.drop_index(batch_op.f('ix_event_kind'))
         batch_op.drop_index(batch_op.f('ix_event_at'))
