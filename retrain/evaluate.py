@@ -1,6 +1,6 @@
 """A version is judged on frozen items by the very predictor that will serve it.
 
-    items + read(sample_id) -> bytes -> Predictor.predict_bytes -> Outcome per item -> metrics
+    items + read(sample_id) -> bytes -> admit, decode, Predictor.prepare, run, interpret -> Outcome per item -> metrics
 
 Errors: NotFoundError (a sample's bytes are gone), ImageError, ModelError: an evaluation with holes is no evaluation.
 Items count once each, whatever their weight: the test compares versions with each other, it does not estimate traffic
@@ -19,6 +19,8 @@ import numpy as np
 
 from retrain import metrics
 from retrain.metrics import Outcome
+from sutdol import images
+from sutdol.appearance import appearance
 from sutdol.errors import InputError
 from sutdol.predictor import Predictor
 from sutdol.tables import DatasetItem
@@ -94,11 +96,12 @@ def evaluate(
     for number, item in enumerate(items, 1):
         data = read(item.sample_id)
         begun = time.perf_counter()
-        prediction = judged.predict_bytes(data)
+        image = images.admit(data)
+        tensor = judged.prepare(images.decode(image.data, cover_hw=judged.cover((image.height_px, image.width_px))))
+        prediction = judged.interpret(judged.run(tensor[None]), 0, (image.height_px, image.width_px))
         times_ms.append((time.perf_counter() - begun) * 1000)
-        outcomes.append(
-            outcome_of(manifest.task, item.sample_id, msgspec.convert(item.value, Label), prediction, score_min)
-        )
+        found = outcome_of(manifest.task, item.sample_id, msgspec.convert(item.value, Label), prediction, score_min)
+        outcomes.append(msgspec.structs.replace(found, brightness=appearance(tensor, manifest.input).brightness))
         if progress is not None:
             progress(number, len(items))
     numbers = summarise(manifest.task, outcomes, manifest.classes, score_min=score_min)
@@ -112,6 +115,8 @@ def outcome_of(task: Task, sample_id: str, truth: Label, prediction: Prediction,
         detections = metrics.match_image(prediction.boxes, truth.boxes)
         reported = [d for d in detections if d.score >= score_min]
         hits = sum(d.hits & 1 for d in reported)
+        boxes = [box for box in prediction.boxes if (box.confidence or 0.0) >= score_min]
+        pairs, found = metrics.pair_boxes(boxes, truth.boxes)
         return Outcome(
             sample_id=sample_id,
             correct=hits == len(truth.boxes) == len(reported),
@@ -120,6 +125,11 @@ def outcome_of(task: Task, sample_id: str, truth: Label, prediction: Prediction,
             confidence=detections[0].score if detections else 0.0,
             ood_score=prediction.ood_score,
             detections=detections,
+            boxes=boxes,
+            pairs=pairs,
+            found=found,
+            width_px=prediction.width_px,
+            height_px=prediction.height_px,
         )
     predicted = [c.label for c in prediction.classes[: 1 if task == "classify" else None]]
     return Outcome(
@@ -129,6 +139,9 @@ def outcome_of(task: Task, sample_id: str, truth: Label, prediction: Prediction,
         predicted=predicted,
         confidence=prediction.confidence,
         ood_score=prediction.ood_score,
+        scores=[(c.label, c.confidence) for c in prediction.classes],
+        width_px=prediction.width_px,
+        height_px=prediction.height_px,
     )
 
 

@@ -15,6 +15,9 @@ classes No class with at least 100 test items may lose significantly (Holm over 
         "not enough evidence".
 limits  Latency and size, where limits are given.
 
+A candidate that is meant only to be faster (INT8, FP16) claims no gain: instead of it the lower end of its measured speed-up
+must reach what was asked for, and on every slice, however small, the observed difference decides. It spends no alpha.
+
 Without a champion there is a floor instead: better than always answering the most frequent class, or mAP50 above .05.
 
 Errors: InputError when the two were not judged on exactly these items, or numbers are not finite.
@@ -25,7 +28,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -72,6 +75,21 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Faster:
+    """The claim of a candidate that is only meant to be faster, and what was measured (see `speed`).
+
+    Attributes:
+        ratio, low, high: champion's time over candidate's, with its interval.
+        wanted: the least speed-up that is worth a swap.
+    """
+
+    ratio: float
+    low: float
+    high: float
+    wanted: float
+
+
+@dataclass(frozen=True)
 class Difference:
     """Candidate minus champion on some items, paired. Accuracy or mAP50; all NaN when there is nothing to measure.
 
@@ -105,6 +123,7 @@ def judge(
     margin: float = MARGIN,
     limits: Limits | None = None,
     candidate_size_bytes: int | None = None,
+    faster: Faster | None = None,
 ) -> Verdict:
     """Decide about `candidate`.
 
@@ -116,6 +135,7 @@ def judge(
         recent_looks: the same for the `recent` items alone, which are often fresh when the whole test set is not; what was
             never looked at still has its first alpha. None means as for the whole.
         margin: largest tolerated loss, a share.
+        faster: the candidate claims speed and nothing else.
 
     Raises:
         InputError: the evaluations are of other items, of another task, or not finite.
@@ -137,11 +157,15 @@ def judge(
     differences = {name: once[places.tobytes()] for name, places in slices.items()}
     lines = [f"Candidate against champion on {len(items)} test items, {measure}, look {looks + 1} (alpha {alpha:g})."]
 
-    guard_lines, guard_record, unharmed = _guard(differences, margin)
+    guard_lines, guard_record, unharmed = _guard(differences, margin, always=faster is not None)
     alphas = dict.fromkeys(NAMED_SLICES, alpha)
     if recent_looks is not None:
         alphas["recent"] = max(alpha, stats.alpha_for_look(recent_looks + 1))
-    gain_lines, gain_record, better = _gain(differences, slices, alphas)
+    if faster is None:
+        gain_lines, gain_record, better = _gain(differences, slices, alphas)
+    else:
+        gain_lines, gain_record, better = _speed(faster)
+        alpha = 0.0
     class_lines, class_record, no_class_lost = _class_guard(compare, classes, items)
     record = {
         "measure": measure,
@@ -154,7 +178,9 @@ def judge(
         "classes": class_record,
     }
     lines += [*guard_lines, *gain_lines, *class_lines, *limit_lines]
-    return _verdict(unharmed and better and no_class_lost and within, lines, record | limit_record, alpha)
+    good = unharmed and better and no_class_lost and within
+    verdict = _verdict(good, lines, record | limit_record, alpha)
+    return replace(verdict, alpha=None) if faster is not None else verdict
 
 
 def looks_at(test_ids: AbstractSet[str], earlier: Sequence[AbstractSet[str]]) -> int:
@@ -232,13 +258,15 @@ def _slices(items: Sequence[DatasetItem], recent: AbstractSet[str], known: set[s
     return {name: np.flatnonzero(np.array(mask, bool)) for name, mask in chosen.items()}
 
 
-def _guard(differences: dict[str, Difference], margin: float) -> tuple[list[str], dict[str, dict[str, Any]], bool]:
+def _guard(
+    differences: dict[str, Difference], margin: float, *, always: bool
+) -> tuple[list[str], dict[str, dict[str, Any]], bool]:
     lines, record, good = [], {}, True
     for name, d in differences.items():
         if d.n == 0 or not np.isfinite(d.difference):
             record[name] = {"guard": "empty"}
             continue
-        if d.n >= ENOUGH_ITEMS:
+        if always or d.n >= ENOUGH_ITEMS:
             passed = d.difference >= -margin - _ROUNDING
             rule = f"a loss of at most {margin:.1%} is tolerated"
         else:
@@ -280,6 +308,15 @@ def _gain(
         "better_on": winners,
     }
     return [line], record, bool(winners)
+
+
+def _speed(faster: Faster) -> tuple[list[str], dict[str, Any], bool]:
+    good = faster.low >= faster.wanted
+    line = (
+        f"{'ok' if good else 'NO'}  {faster.ratio:.2f} times as fast [{faster.low:.2f}, {faster.high:.2f}], "
+        f"asked for {faster.wanted:.2f}."
+    )
+    return [line], {"speed_up": vars(faster)}, good
 
 
 def _class_guard(

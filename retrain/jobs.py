@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from retrain import autolabel, exports, imports, labelquality, train, trigger
+from retrain import (
+    autolabel,
+    compress,
+    convert,
+    evaluations,
+    exports,
+    imports,
+    labelquality,
+    train,
+    trigger,
+)
 from sutdol.jobs import Handler
 
 HANDLERS: dict[str, Handler] = {
@@ -12,4 +22,7 @@ HANDLERS: dict[str, Handler] = {
     "retrain.export": exports.handle,
     "retrain.autolabel": autolabel.handle,
     "retrain.labelquality": labelquality.handle,
+    "retrain.evaluate": evaluations.handle,
+    "retrain.compress": compress.handle,
+    "retrain.convert": convert.handle,
 }

@@ -25,6 +25,8 @@ IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALL_POINTS = np.linspace(0.0, 1.0, 101)
 MAX_BOXES_PER_CLASS = 100
 ECE_BINS = 15
+BACKGROUND = ""
+"""Stands for "nothing" in a pair of object and box; no class is called so."""
 _CELLS = 4_000_000
 """Resamples are worked on in blocks of so many (resample, box) cells: 32 MB at a time."""
 
@@ -48,6 +50,12 @@ class Outcome(msgspec.Struct, frozen=True):
         truth, predicted: class names (one for `classify`); for `detect` one name per object and per reported box.
         confidence: calibrated confidence of the best answer; 0 when there was none.
         detections: for `detect`, every box of the full ranking, best first.
+        scores: for classes, (name, calibrated confidence) of those that the predictor tells, best first.
+        boxes: for `detect`, the boxes reported at the working threshold.
+        pairs: for `detect`, (object, box) by name at the working threshold; BACKGROUND where one has no partner.
+        found: for `detect`, per object whether it was found under its own name.
+        brightness: of the image as the model sees it, in [0, 1].
+        width_px, height_px: size of the image.
     """
 
     sample_id: str
@@ -57,6 +65,13 @@ class Outcome(msgspec.Struct, frozen=True):
     confidence: float
     ood_score: float | None = None
     detections: list[Detection] = []
+    scores: list[tuple[str, float]] = []
+    boxes: list[Box] = []
+    pairs: list[tuple[str, str]] = []
+    found: list[bool] = []
+    brightness: float | None = None
+    width_px: int = 0
+    height_px: int = 0
 
 
 def classification(outcomes: Sequence[Outcome], classes: Sequence[str]) -> dict[str, Any]:
@@ -157,6 +172,32 @@ def match_image(predicted: Sequence[Box], truth: Sequence[Box]) -> list[Detectio
         hits = _greedy(_corners(mine), _corners(objects))
         found += [Detection(label, float(box.confidence or 0.0), hit) for box, hit in zip(mine, hits, strict=True)]
     return sorted(found, key=lambda d: -d.score)
+
+
+def pair_boxes(reported: Sequence[Box], truth: Sequence[Box]) -> tuple[list[tuple[str, str]], list[bool]]:
+    """Which object each reported box means, whatever it calls it, at an overlap of one half.
+
+    First as `match_image` does, within each class; what is left is paired across classes by overlap, so that a confusion
+    counts once as a confusion and not as a missed object and an invented one.
+
+    Returns:
+        (object, box) names of all pairs and of what has no partner (BACKGROUND), and per object whether it was found.
+    """
+    overlaps = iou(_corners(reported), _corners(truth))
+    mine, theirs = [box.label for box in reported], [box.label for box in truth]
+    partner: dict[int, int] = {}
+    for i in sorted(range(len(reported)), key=lambda k: -(reported[k].confidence or 0.0)):
+        free = [j for j in range(len(truth)) if theirs[j] == mine[i] and j not in partner.values()]
+        best = max(free, key=lambda j: (overlaps[i, j], j), default=None)
+        if best is not None and overlaps[i, best] >= IOU_THRESHOLDS[0]:
+            partner[i] = best
+    found = [j in partner.values() for j in range(len(truth))]
+    left = [(i, j) for i in range(len(reported)) for j in range(len(truth)) if overlaps[i, j] >= IOU_THRESHOLDS[0]]
+    for i, j in sorted(left, key=lambda ij: -overlaps[ij]):
+        if i not in partner and j not in partner.values():
+            partner[i] = j
+    pairs = [(theirs[partner[i]] if i in partner else BACKGROUND, mine[i]) for i in range(len(reported))]
+    return pairs + [(theirs[j], BACKGROUND) for j in range(len(truth)) if j not in partner.values()], found
 
 
 class Ranking:

@@ -25,7 +25,7 @@ from typing import Any
 import msgspec
 from sqlmodel import Session, col, select
 
-from retrain import datasets, gate, supervise
+from retrain import datasets, gate, reports, supervise
 from retrain.calibrate import calibrate
 from retrain.child import Result, read_result
 from retrain.evaluate import Evaluated, evaluate
@@ -50,6 +50,7 @@ from sutdol.tables import (
     new_id,
     now,
 )
+from sutdol.versions import code_version
 
 REPORT_EVERY_S = 1.0
 FINAL = ("done", "failed", "cancelled")
@@ -259,6 +260,7 @@ class _Attempt:
                 read=self._read,
                 provenance={
                     "run": self.run_id,
+                    "code": code_version(),
                     "dataset_version": str(dataset.number),
                     "dataset_digest": dataset.digest,
                     "opset": str(result.opset),
@@ -300,9 +302,10 @@ class _Attempt:
         """Judge, and write everything that follows from it in one transaction."""
         version, store = candidate.version, self.context.store
         size = len(store.get(registry.bundle_key(model.slug, version, "model.onnx")))
-        rows = [self._evaluation(model.slug, version, dataset, ours)]
-        if champion is not None and theirs is not None:
-            rows.append(self._evaluation(model.slug, champion, dataset, theirs))
+        beside = (champion, theirs) if champion is not None and theirs is not None else None
+        rows = [self._evaluation(model.slug, version, dataset, ours, test, beside=beside)]
+        if beside is not None:
+            rows.append(self._evaluation(model.slug, beside[0], dataset, beside[1], test))
         with self.context.database.read() as session:
             recent = _recent(session, model.slug, champion, test)
             looks = _looks(session, model.slug, {item.sample_id for item in test})
@@ -369,12 +372,30 @@ class _Attempt:
                     jobs.send(session, "retrain.labelquality", payload, unique_key=key)
         return decision
 
-    def _evaluation(self, model: str, version: int, dataset: DatasetVersion, evaluated: Evaluated) -> Evaluation:
+    def _evaluation(
+        self,
+        model: str,
+        version: int,
+        dataset: DatasetVersion,
+        evaluated: Evaluated,
+        test: list[DatasetItem],
+        *,
+        beside: tuple[int, Evaluated] | None = None,
+    ) -> Evaluation:
         row = Evaluation(
-            model=model, version=version, dataset_version_id=dataset.id, split="test", metrics=evaluated.metrics
+            model=model,
+            version=version,
+            dataset_version_id=dataset.id,
+            split="test",
+            metrics=evaluated.metrics,
+            against=beside[0] if beside else None,
+            report=True,
         )
         row.items_key = f"evaluations/{row.id}.jsonl"
         self.context.store.put(row.items_key, evaluated.to_bytes())
+        title = f"{model} version {version} on the test split of data {dataset.number}"
+        against = (f"version {beside[0]}", beside[1]) if beside else None
+        reports.write(self.context.store, row.id, evaluated, test, title=title, against=against)
         return row
 
     # -- common -------------------------------------------------------------------------------------------------------

@@ -26,12 +26,12 @@ from serving import (
     inference_operations,
     inference_protocol,
     live,
+    management,
     openapi,
     operations,
     predict,
     problems,
     trials,
-    versions,
     watching,
 )
 from serving.auth import Keyring
@@ -135,7 +135,7 @@ def create_app(context: Context, routers: list[Router] | None = None) -> Front:
             predict.build(context, slots, engine, log, keyring, bodies),
             operations.build(context, slots, follower, engine, log, keyring, metrics),
             trials.build(context, slots, keyring),
-            versions.build(context, keyring, bodies),
+            *management.routers(context, keyring, bodies),
             inference_protocol.build(
                 slots, engine, keyring, bodies, ready=partial(operations.in_the_way, slots, follower, engine, log)
             ),

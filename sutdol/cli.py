@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, Parameter
 from rich.console import Console
 
-from sutdol import __version__, cli_datasets, cli_monitor, cli_versions, images
+from sutdol import __version__, cli_batch, cli_datasets, cli_evaluate, cli_monitor, cli_versions, images
 from sutdol.context import open_context
 from sutdol.errors import SetupError, SutdolError
 from sutdol.terminal import Home, console, open_home, parse_params, settings_of, sibling
@@ -23,7 +23,7 @@ ROUTERS = ["labeling_bridge.routes"]
 HANDLERS = {
     "bridge": ["labeling_bridge.jobs", "retrain.jobs", "sutdol.monitor.job"],
     "train": ["retrain.jobs"],
-    "batch": ["retrain.jobs"],
+    "batch": ["serving.jobs", "retrain.jobs"],
 }
 """Queue -> modules with HANDLERS for it."""
 
@@ -129,7 +129,7 @@ def serve(*, host: str | None = None, port: int | None = None, home: Home = None
 def work(
     *, queue: Annotated[list[str], Parameter(help="bridge, train or batch; may be repeated.")], home: Home = None
 ) -> None:
-    """Do jobs: bridge (Label Studio), train, batch (imports, exports and what else takes long).
+    """Do jobs: bridge (Label Studio), train, batch (imports, exports, evaluations, predictions of many images).
 
     Example: sutdol work --queue bridge --queue train
     """
@@ -313,3 +313,5 @@ def keys_revoke(key_id: str, *, home: Home = None) -> None:
 
 cli_versions.add_to(app, open_home, console)
 cli_monitor.add_to(app)
+cli_batch.add_to(app, open_home, sibling, console)
+cli_evaluate.add_to(app, open_home, sibling, console)

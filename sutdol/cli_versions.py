@@ -1,10 +1,10 @@
-"""Commands about versions: rename, tag, alias, delete, lineage. Added to the command line by `add_to`."""
+"""Commands about versions: adopt, rename, tag, alias, delete, lineage. Added to the command line by `add_to`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from cyclopts import App, Parameter
@@ -12,13 +12,69 @@ from rich.console import Console
 
 from sutdol.context import Context
 from sutdol.errors import ConflictError, InputError
+from sutdol.terminal import Home
 
 WHO = "command line"
-Home = Annotated[Path | None, Parameter(name="--home", help="Folder of the installation, instead of SUTDOL_HOME.")]
+Normalise = Literal["none", "imagenet", "half", "clip", "255"]
+Resize = Literal["stretch", "letterbox", "crop"]
+Outputs = Literal["logits", "probabilities", "boxes", "boxes-last", "yolov5", "end2end"]
 
 
 def add_to(app: App, open_home: Callable[[Path | None], Context], console: Console) -> None:
     """Register this file's commands."""
+
+    @app.command
+    def adopt(
+        model: str,
+        file: Path,
+        *,
+        task: Literal["classify", "multilabel", "detect"] | None = None,
+        classes: Annotated[str | None, Parameter(help="Names in order: a,b,c, or a file with one a line.")] = None,
+        size: Annotated[int | None, Parameter(help="Input size in pixels, where the file leaves it open.")] = None,
+        normalise: Annotated[Normalise | None, Parameter(help="How pixels were normalised in training.")] = None,
+        resize: Annotated[Resize | None, Parameter(help="How images were brought to the input size.")] = None,
+        crop_share: Annotated[float | None, Parameter(help="Share of each side that `crop` keeps.")] = None,
+        bgr: Annotated[bool, Parameter(help="The model takes blue first.")] = False,
+        outputs: Annotated[
+            Outputs | None, Parameter(help="What the output holds, where looking is not enough.")
+        ] = None,
+        family: Annotated[str | None, Parameter(help="Family that trains its successors.")] = None,
+        promote: Annotated[bool, Parameter(help="Put it to work when the model has no champion yet.")] = True,
+        yes: Annotated[bool, Parameter(help="Take what is assumed without asking.")] = False,
+        home: Home = None,
+    ) -> None:
+        """Take over an ONNX file that somebody else exported: served, logged, labelled and improved like any other.
+
+        Example: sutdol adopt cells ./yolo11n.onnx
+        """
+        from dataclasses import replace
+
+        from sutdol import adoption
+
+        context = open_home(home)
+        if not file.is_file():
+            raise InputError(f"{file}: expected an ONNX file, found none")
+        names = None
+        if classes is not None:
+            listed = Path(classes).read_text().splitlines() if Path(classes).is_file() else classes.split(",")
+            names = [name.strip() for name in listed if name.strip()]
+        answers = adoption.Answers(task, names, size, normalise, resize, crop_share, bgr, outputs)
+        data = file.read_bytes()
+        proposal = adoption.propose(data, answers)
+        for words in proposal.found:
+            console.print(f"found: {words}", highlight=False, markup=False)
+        asked = console.is_terminal and not yes
+        for name, words in proposal.assumed.items():
+            console.print(f"assumed ({name}): {words}", highlight=False, markup=False)
+            said = console.input("  Enter to accept, or the right answer: ").strip() if asked else ""
+            if said:
+                value: Any = [part.strip() for part in said.split(",")] if name == "classes" else said
+                changed: dict[str, Any] = {name: int(said) if name == "size" else value}
+                answers = replace(answers, **changed)
+        if asked:
+            proposal = adoption.propose(data, answers)
+        version = adoption.adopt(context, model, proposal, who=WHO, family=family, promote=promote)
+        console.print(f"{model}: version {version} is adopted; next: `sutdol up`, or `sutdol predict {model} FOLDER`")
 
     @app.command
     def rename(model: str, version: int, name: str, *, home: Home = None) -> None:

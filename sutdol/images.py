@@ -143,6 +143,11 @@ def pixel_key(rgb: Rgb) -> str:
     return hashlib.sha256(repr(rgb.shape).encode() + np.ascontiguousarray(rgb).tobytes()).hexdigest()
 
 
+def encode_jpeg(rgb: Rgb, *, quality: int = 95) -> bytes:
+    """A JPEG with full colour resolution; for frames and pictures that we make ourselves."""
+    return bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(rgb), quality=quality, colorsubsampling="444"))
+
+
 def encode_png(rgb: Rgb) -> bytes:
     """Lossless bytes of an image."""
     return _encode(rgb, lossless=True)

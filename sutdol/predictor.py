@@ -10,6 +10,7 @@ the server may batch `run`; `predict_rgb` is all three for one image.
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import dataclass
 from typing import Self
 
@@ -40,9 +41,11 @@ class Raw:
 def fit_input(rgb: images.Rgb, spec: InputSpec) -> images.Rgb:
     """Resize to the model's input, (h, w, 3) uint8. Training must use this very function, or it learns other pixels."""
     height, width = spec.size_hw
-    if rgb.shape[:2] == (height, width):
+    if rgb.shape[:2] == (height, width) and (spec.resize != "crop" or spec.crop_share == 1):
         return rgb
-    if spec.resize == "stretch":
+    if spec.resize == "crop":
+        rgb = _middle(rgb, spec)
+    if spec.resize != "letterbox":
         # averaging pays from a half on; above that two pixels in four are enough, at a sixth of the cost
         halving = rgb.shape[0] >= 2 * height and rgb.shape[1] >= 2 * width
         resized = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA if halving else cv2.INTER_LINEAR)
@@ -141,9 +144,14 @@ class Predictor:
 
         A JPEG may then be decoded at a half, a quarter or an eighth, which costs less and has to be scaled less.
         """
-        if self.manifest.input.resize == "stretch":
-            return self.manifest.input.size_hw
-        return _letterbox(*size_hw, self.manifest.input)[1]
+        spec = self.manifest.input
+        if spec.resize == "stretch":
+            return spec.size_hw
+        if spec.resize == "crop":
+            part = _middle_size(*size_hw, spec)
+            scale = max(spec.size_hw[0] / part[0], spec.size_hw[1] / part[1])
+            return min(math.ceil(size_hw[0] * scale), size_hw[0]), min(math.ceil(size_hw[1] * scale), size_hw[1])
+        return _letterbox(*size_hw, spec)[1]
 
     def predict_rgb(self, rgb: images.Rgb, *, size_hw: tuple[int, int] | None = None) -> Prediction:
         """One decoded image; `size_hw` is its original size when it was decoded smaller."""
@@ -248,11 +256,11 @@ class Predictor:
         centres, sizes = scores[:2, keep].T, scores[2:4, keep].T
         corners = np.concatenate([centres - sizes / 2, sizes], axis=1)
         chosen = _suppress(corners, best[keep], indices, iou=manifest.nms_iou, most=manifest.max_boxes)
-        scale, _, (top, left) = _letterbox(*original_hw, manifest.input)
+        (scale_x, scale_y), (left, top) = _placed(original_hw, manifest.input)
         boxes = []
         for j in chosen:
-            x1, y1 = (corners[j, 0] - left) / scale, (corners[j, 1] - top) / scale
-            x2, y2 = x1 + corners[j, 2] / scale, y1 + corners[j, 3] / scale
+            x1, y1 = (corners[j, 0] - left) / scale_x, (corners[j, 1] - top) / scale_y
+            x2, y2 = x1 + corners[j, 2] / scale_x, y1 + corners[j, 3] / scale_y
             x1, x2 = max(float(x1), 0.0), min(float(x2), float(original_hw[1]))
             y1, y2 = max(float(y1), 0.0), min(float(y2), float(original_hw[0]))
             if x2 - x1 > 0 and y2 - y1 > 0:
@@ -277,6 +285,32 @@ def _letterbox(height: int, width: int, spec: InputSpec) -> tuple[float, tuple[i
     scale = min(spec.size_hw[0] / height, spec.size_hw[1] / width)
     new_height, new_width = max(round(height * scale), 1), max(round(width * scale), 1)
     return scale, (new_height, new_width), ((spec.size_hw[0] - new_height) // 2, (spec.size_hw[1] - new_width) // 2)
+
+
+def _placed(original_hw: tuple[int, int], spec: InputSpec) -> tuple[tuple[float, float], tuple[float, float]]:
+    """((scale x, scale y), (left, top)) of an image in the model's input: input pixel = original pixel * scale + offset."""
+    height, width = original_hw
+    if spec.resize == "letterbox":
+        scale, _, (top, left) = _letterbox(height, width, spec)
+        return (scale, scale), (left, top)
+    if spec.resize == "stretch":
+        return (spec.size_hw[1] / width, spec.size_hw[0] / height), (0.0, 0.0)
+    part_h, part_w = _middle_size(height, width, spec)
+    scale_x, scale_y = spec.size_hw[1] / part_w, spec.size_hw[0] / part_h
+    return (scale_x, scale_y), (-((width - part_w) // 2) * scale_x, -((height - part_h) // 2) * scale_y)
+
+
+def _middle_size(height: int, width: int, spec: InputSpec) -> tuple[int, int]:
+    """Height and width of the middle part that `crop` keeps, at least one pixel."""
+    unit = min(height / spec.size_hw[0], width / spec.size_hw[1]) * spec.crop_share
+    return max(round(spec.size_hw[0] * unit), 1), max(round(spec.size_hw[1] * unit), 1)
+
+
+def _middle(rgb: images.Rgb, spec: InputSpec) -> images.Rgb:
+    height, width = rgb.shape[:2]
+    part_h, part_w = _middle_size(height, width, spec)
+    top, left = (height - part_h) // 2, (width - part_w) // 2
+    return rgb[top : top + part_h, left : left + part_w]
 
 
 def _suppress(

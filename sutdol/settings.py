@@ -73,6 +73,13 @@ class Settings(BaseSettings):
         "", description="ONNX Runtime providers by preference, separated by commas. Empty: best found."
     )
 
+    batch_folder: str = Field(
+        "", description="Folder whose content the API may name as the source of a batch. Empty: only uploads."
+    )
+    batch_upload_bytes: int = Field(
+        4_000_000_000, ge=1_000, description="Largest archive or video that is uploaded, bytes."
+    )
+
     label_rate: float = Field(0.05, ge=0, le=1, description="Share of traffic that may be picked for labelling.")
     drawn_share: float = Field(0.5, ge=0, le=1, description="Part of the label budget for the random (`drawn`) arm.")
     labels_per_day: int = Field(500, ge=0, description="Labels that people are asked for in a day.")

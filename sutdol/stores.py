@@ -60,6 +60,22 @@ class Store:
             return None
         return str(obstore.sign(self._inner, "GET", key, expires_in=timedelta(seconds=seconds)))
 
+    def fetch(self, key: str, path: Path) -> None:
+        """Write the bytes of `key` to a new file, whole or not at all; they are never whole in memory.
+
+        Raises:
+            NotFoundError: there is no such key.
+        """
+        part = path.with_name(f".{path.name}.part")
+        try:
+            with part.open("wb") as file:
+                for piece in obstore.get(self._inner, key).stream(min_chunk_size=4_000_000):
+                    file.write(piece)
+        except FileNotFoundError:
+            part.unlink(missing_ok=True)
+            raise NotFoundError(f"the store holds no {key!r}") from None
+        part.replace(path)
+
     def has(self, key: str) -> bool:
         try:
             obstore.head(self._inner, key)

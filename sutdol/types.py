@@ -88,14 +88,17 @@ class Prediction(msgspec.Struct, frozen=True):
 class InputSpec(msgspec.Struct, frozen=True):
     """How an image becomes the model's input tensor (n, 3, h, w) float32 RGB: resize, scale to [0, 1], (x - mean) / std.
 
-    `stretch` ignores the aspect ratio (classification); `letterbox` keeps it and pads with `pad_value` (detection).
+    `stretch` ignores the aspect ratio (classification); `letterbox` keeps it and pads with `pad_value` (detection); `crop`
+    takes the largest middle part of the input's aspect ratio, and of that the share `crop_share` of each side, as most
+    published classifiers were evaluated.
     """
 
     size_hw: tuple[int, int]
-    resize: Literal["stretch", "letterbox"] = "stretch"
+    resize: Literal["stretch", "letterbox", "crop"] = "stretch"
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     pad_value: int = 114
+    crop_share: float = 1.0
 
 
 class Manifest(msgspec.Struct, frozen=True, omit_defaults=False):

@@ -1,6 +1,6 @@
 """`sutdol up`: all processes of an installation on this machine, kept running.
 
-    Label Studio (unless SUTDOL_LABEL_STUDIO_URL names one) | serve | worker for `bridge`, `batch` | worker for `train` | clock
+    Label Studio (unless SUTDOL_LABEL_STUDIO_URL names one) | serve | worker for `bridge` | for `train` | for `batch` | clock
 
 Each is the same command that a cluster would run by itself, with the same settings in its environment; each writes to
 `logs/<name>.log` in the home folder. A child that dies is started again; all of them die with this process.
@@ -20,8 +20,9 @@ from sutdol.tables import ApiKey
 
 COMMANDS = {
     "serve": ["serve"],
-    "work-bridge": ["work", "--queue", "bridge", "--queue", "batch"],
+    "work-bridge": ["work", "--queue", "bridge"],
     "work-train": ["work", "--queue", "train"],
+    "work-batch": ["work", "--queue", "batch"],
     "clock": ["clock"],
 }
 

@@ -14,11 +14,14 @@ from __future__ import annotations
 
 import hashlib
 import re
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import msgspec
 from sqlmodel import Session, col, select
 
+import sutdol
 from sutdol import registry
 from sutdol.errors import ConflictError, InputError
 from sutdol.events import tell
@@ -238,6 +241,17 @@ def lineage(session: Session, model: str, version: int) -> Lineage:
             for e in session.exec(judged.order_by(col(Evaluation.at)))
         ],
     )
+
+
+@cache
+def code_version() -> str:
+    """Our version and a hash of every source file that takes part in making a model, so that "the same code" can be checked."""
+    digest = hashlib.sha256()
+    root = Path(__file__).parents[1]
+    for package in ("sutdol", "retrain"):
+        for path in sorted((root / package).rglob("*.py")):
+            digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
+    return f"{sutdol.__version__}+{digest.hexdigest()[:12]}"
 
 
 def _living(session: Session, model: str, version: int) -> ModelVersion:

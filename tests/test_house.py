@@ -21,6 +21,7 @@ MAY_IMPORT = {
 HOME_OF = {
     "label_studio_sdk": ["labeling_bridge/studio.py"],
     "onnxruntime": ["sutdol/runtime.py", "retrain/quantise.py"],
+    "openvino": ["sutdol/runtime.py", "retrain/convert.py"],
     "dramatiq": ["sutdol/jobs/"],
     "litestar": ["serving/", "labeling_bridge/routes.py", "labeling_bridge/backend_routes.py"],
     "torch": ["retrain/"],

@@ -12,6 +12,10 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +26,19 @@ from sutdol.runtime import Runtime, check_self_contained
 
 if TYPE_CHECKING:
     import torch
+
+
+_TRACE_TO: ContextVar[Path | None] = ContextVar("trace_to", default=None)
+
+
+@contextmanager
+def traced_to(path: Path) -> Iterator[None]:
+    """Inside, whatever is exported is also written to `path` as TorchScript (see `retrain.torchscript`)."""
+    token = _TRACE_TO.set(path)
+    try:
+        yield
+    finally:
+        _TRACE_TO.reset(token)
 
 
 def export(module: Any, probe: torch.Tensor, *, opset: int) -> tuple[bytes, float]:
@@ -35,6 +52,12 @@ def export(module: Any, probe: torch.Tensor, *, opset: int) -> tuple[bytes, floa
     """
     import torch
 
+    trace_to = _TRACE_TO.get()
+    if trace_to is not None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=DeprecationWarning)
+            warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
+            torch.jit.trace(module, (probe,), check_trace=False).save(str(trace_to))
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=DeprecationWarning)

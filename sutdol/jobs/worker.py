@@ -30,7 +30,7 @@ from sutdol.jobs.process import living, stop_signals, stop_sweeping, stopped, sw
 from sutdol.jobs.rows import CLOCK_PREFIX, KINDS, Handler, Running
 from sutdol.settings import Settings
 
-THREADS = {"train": 1, "batch": 1}
+THREADS = {"train": 1, "batch": 2}
 """Jobs of a queue that run at once in one process; DEFAULT_THREADS where nothing is said."""
 DEFAULT_THREADS = 4
 GRACE_S = 5.0

@@ -2,7 +2,7 @@
 
 Who writes what:
 
-    serving            prediction, shadow, sample, label_task (state `candidate`), feedback, replica
+    serving            prediction, shadow, sample, label_task (state `candidate`), feedback, replica, batch_run
     labeling_bridge    label_task (from `queued` on), annotation, label (source `annotation`), studio_project
     retrain            dataset, label (source `imported`), dataset_version, dataset_item, training_run, run_candidate,
                        run_progress, model_version, evaluation, decision
@@ -19,6 +19,7 @@ SQLModel tables do not validate: build rows from checked structs only.
 from __future__ import annotations
 
 from sutdol.tables.base import new_id, now
+from sutdol.tables.batch import BatchRun
 from sutdol.tables.house import ApiKey, Event, Secret
 from sutdol.tables.jobs import Job, JobAttempt, Lease, Message
 from sutdol.tables.labels import Annotation, LabelReport, LabelRow, LabelTask, StudioProject
@@ -39,6 +40,7 @@ __all__ = [
     "Alias",
     "Annotation",
     "ApiKey",
+    "BatchRun",
     "Dataset",
     "DatasetItem",
     "DatasetVersion",

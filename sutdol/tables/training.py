@@ -133,4 +133,8 @@ class Evaluation(SQLModel, table=True):
     split: str
     metrics: dict[str, Any] = json_column()
     items_key: str | None = None
+    against: int | None = None
+    """The version that it was compared with on the same items."""
+    report: bool = False
+    """Whether the files of `retrain.reports` lie under `evaluations/{id}/`."""
     at: float = Field(default_factory=now)

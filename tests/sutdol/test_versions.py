@@ -239,6 +239,13 @@ def test_lineage_names_everything_upwards_and_downwards(tiny: Context) -> None:
     assert [d["kind"] for d in middle.decisions] == ["promote"]
 
 
+def test_the_code_that_made_a_version_has_a_name() -> None:
+    """The same sources, the same name; it stands in the provenance of what is trained."""
+    assert versions.code_version() == versions.code_version()
+    assert versions.code_version().startswith("0.")
+    assert len(versions.code_version().split("+")[1]) == 12
+
+
 def test_the_commands_do_the_same(tiny: Context, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     """What the API can, the command line can."""
     monkeypatch.setenv("SUTDOL_HOME", str(tiny.settings.home))

@@ -46,6 +46,26 @@ def upgrade() -> None:
     sa.Column('revoked_at', sa.Float(), nullable=True),
     sa.PrimaryKeyConstraint('id')
     )
+    op.create_table('batch_run',
+    sa.Column('id', sqlmodel.sql.sqltypes.AutoString(), nullable=False),
+    sa.Column('job_id', sqlmodel.sql.sqltypes.AutoString(), nullable=False),
+    sa.Column('model', sqlmodel.sql.sqltypes.AutoString(), nullable=False),
+    sa.Column('version', sa.Integer(), nullable=False),
+    sa.Column('source', sa.JSON(), nullable=False),
+    sa.Column('options', sa.JSON(), nullable=False),
+    sa.Column('who', sqlmodel.sql.sqltypes.AutoString(), nullable=False),
+    sa.Column('done', sa.Integer(), nullable=False),
+    sa.Column('failed', sa.Integer(), nullable=False),
+    sa.Column('chunks', sa.Integer(), nullable=False),
+    sa.Column('total', sa.Integer(), nullable=True),
+    sa.Column('created_at', sa.Float(), nullable=False),
+    sa.Column('finished_at', sa.Float(), nullable=True),
+    sa.PrimaryKeyConstraint('id')
+    )
+    with op.batch_alter_table('batch_run', schema=None) as batch_op:
+        batch_op.create_index(batch_op.f('ix_batch_run_job_id'), ['job_id'], unique=False)
+        batch_op.create_index(batch_op.f('ix_batch_run_model'), ['model'], unique=False)
+
     op.create_table('dataset',
     sa.Column('id', sqlmodel.sql.sqltypes.AutoString(), nullable=False),
     sa.Column('model', sqlmodel.sql.sqltypes.AutoString(), nullable=False),
@@ -114,6 +134,8 @@ def upgrade() -> None:
     sa.Column('split', sqlmodel.sql.sqltypes.AutoString(), nullable=False),
     sa.Column('metrics', sa.JSON(), nullable=False),
     sa.Column('items_key', sqlmodel.sql.sqltypes.AutoString(), nullable=True),
+    sa.Column('against', sa.Integer(), nullable=True),
+    sa.Column('report', sa.Boolean(), nullable=False),
     sa.Column('at', sa.Float(), nullable=False),
     sa.PrimaryKeyConstraint('id')
     )
@@ -552,6 +574,11 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f('ix_dataset_model'))
 
     op.drop_table('dataset')
+    with op.batch_alter_table('batch_run', schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f('ix_batch_run_model'))
+        batch_op.drop_index(batch_op.f('ix_batch_run_job_id'))
+
+    op.drop_table('batch_run')
     op.drop_table('api_key')
     with op.batch_alter_table('annotation', schema=None) as batch_op:
         batch_op.drop_index(batch_op.f('ix_annotation_label_task_id'))

@@ -1,0 +1,243 @@
+"""The job `retrain.convert`: a version in a form that other programs take. FORMATS maps a name to its maker.
+
+    {"model", "version", "format"} -> files -> zip with a README -> store `exports/{model}/{version}/{format}.zip`
+
+    onnx         the bundle as it serves: model.onnx (calibration beside it, in the manifest), statistics, golden record
+    torchscript  traced by the version's own family from its weights, compared with the ONNX file
+    openvino     OpenVINO IR, converted from the ONNX file and compared with it (extra `[openvino]`)
+    tensorflow   not made here; `unavailable` says how
+
+`unavailable(format, manifest)` says in words why a version cannot have a form, before anybody waits for it. Whatever is made
+gives the same answers as the ONNX file, within PARITY_MAX, or it is not handed out.
+
+Errors: NotFoundError (no such format or version), ConflictError (not available, with the reason), ModelError (it differs).
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from sqlmodel import Session
+
+from retrain.families import FAMILIES, PARITY_MAX, Spec, get_family
+from sutdol import jobs, registry
+from sutdol.errors import ConflictError, InputError, ModelError, unknown
+from sutdol.events import tell
+from sutdol.jobs import Running
+from sutdol.predictor import Predictor, Raw
+from sutdol.runtime import Float32
+from sutdol.settings import child_environment
+from sutdol.tables import DatasetVersion, Model, ModelVersion, TrainingRun
+from sutdol.types import Manifest
+
+PROBES = 3
+CHILD_TIMEOUT_S = 600
+
+
+def unavailable(format: str, manifest: Manifest) -> str | None:
+    """Why a version cannot be had in this form; None when it can."""
+    if format == "tensorflow":
+        return (
+            "not available because the converter (onnx2tf) needs opencv-python, onnxruntime 1.23 and protobuf 4, which would "
+            "replace ours; give it an environment of its own: `uvx onnx2tf -i model.onnx` makes a SavedModel and TFLite"
+        )
+    if format == "openvino" and find_spec("openvino") is None:
+        return "not available because OpenVINO is not installed here: pip install 'sutdol[openvino]'"
+    if format == "torchscript":
+        if "weights.safetensors" not in manifest.files:
+            how = "was adopted from ONNX" if "adopted" in manifest.provenance else "is a compressed copy"
+            return f"not available because this version {how}: there are no PyTorch weights of it"
+        if manifest.family not in FAMILIES:
+            return f"not available because the family {manifest.family!r} is not known here"
+        missing = [name for name in FAMILIES[manifest.family].libraries if find_spec(name) is None]
+        if missing:
+            return f"not available because {', '.join(missing)} is not installed here"
+    return None
+
+
+def start(session: Session, model: str, version: int, format: str) -> str:
+    """Queue it in the caller's transaction; the job's id.
+
+    Raises:
+        NotFoundError, ConflictError: see the top of this file.
+    """
+    if format not in FORMATS:
+        raise unknown("export format", format, sorted(FORMATS))
+    row = registry.get_version(session, model, version)
+    if row.state == "deleted":
+        raise ConflictError(f"version {version} of {model} is deleted")
+    reason = unavailable(format, msgspec.convert(row.manifest, Manifest))
+    if reason is not None:
+        raise ConflictError(f"{format} of {model} version {version}: {reason}")
+    payload = {"model": model, "version": version, "format": format}
+    job_id = jobs.send(session, "retrain.convert", payload)
+    assert job_id is not None
+    return job_id
+
+
+def handle(running: Running) -> dict[str, Any]:
+    """Job handler of `retrain.convert`."""
+    payload, context = running.payload, running.context
+    model, version, format = str(payload["model"]), int(payload["version"]), str(payload["format"])
+    key = f"exports/{model}/{version}/{format}.zip"
+    if not context.store.has(key):
+        running.report(step="converting")
+        folder = (context.settings.home / "exports" / running.job_id).absolute()
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        try:
+            manifest = registry.read_manifest(context.store, model, version)
+            if (reason := unavailable(format, manifest)) is not None:
+                raise InputError(f"{format} of {model} version {version}: {reason}")
+            files, told = FORMATS[format](running, manifest, folder)
+            context.store.put(key, _zipped(files | {"README.txt": _readme(model, version, manifest, told).encode()}))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    with running.commit() as session:
+        tell(session, "version.exported", f"{model} version {version}: {format} is ready", model=model, version=version)
+    return {"key": key}
+
+
+def _onnx(running: Running, manifest: Manifest, folder: Path) -> tuple[dict[str, bytes], str]:
+    model, version = str(running.payload["model"]), int(running.payload["version"])
+    store = running.context.store
+    names = [name for name in manifest.files if name != "weights.safetensors"]
+    files = {name: registry.read_file(store, model, version, manifest, name) for name in names}
+    files["manifest.json"] = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
+    return files, "model.onnx takes `images` (n, 3, h, w) float32 and gives `scores` and `features`."
+
+
+def _openvino(running: Running, manifest: Manifest, folder: Path) -> tuple[dict[str, bytes], str]:
+    import openvino
+
+    predictor, images = _probe(running, manifest)
+    source = folder / "model.onnx"
+    source.write_bytes(_bytes_of(running, manifest, "model.onnx"))
+    converted = openvino.convert_model(str(source))
+    openvino.save_model(converted, str(folder / "model.xml"), compress_to_fp16=False)
+    compiled = openvino.Core().compile_model(str(folder / "model.xml"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    found = compiled(images)
+    parity = _compare(predictor.run(images), np.asarray(found["scores"]), np.asarray(found["features"]))
+    files = {name: (folder / name).read_bytes() for name in ("model.xml", "model.bin")}
+    return files | _described(manifest), f"OpenVINO IR; largest difference from the ONNX file {parity:.2g}."
+
+
+def _torchscript(running: Running, manifest: Manifest, folder: Path) -> tuple[dict[str, bytes], str]:
+    """Traced in a process of its own: this one stays without torch."""
+    predictor, images = _probe(running, manifest)
+    (folder / "weights.safetensors").write_bytes(_bytes_of(running, manifest, "weights.safetensors"))
+    (folder / "spec.json").write_bytes(msgspec.json.encode(_spec(running, manifest, folder)))
+    np.save(folder / "probe.npy", images)
+    extra = get_family(manifest.family).environment(folder)
+    (folder / "config").mkdir(exist_ok=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "retrain.torchscript", str(folder)],
+        env=child_environment(running.context.settings, **extra),
+        cwd=Path(__file__).resolve().parents[1],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=CHILD_TIMEOUT_S,
+    )
+    if done.returncode != 0:
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        raise ModelError(f"torchscript: {lines[-1][:300] if lines else f'ended with {done.returncode}'}")
+    with np.load(folder / "answers.npz") as answers:
+        parity = _compare(predictor.run(images), answers["scores"], answers["features"])
+    files = {"model.torchscript": (folder / "model.torchscript").read_bytes()}
+    return files | _described(manifest), f"torch.jit.load opens it; largest difference from the ONNX file {parity:.2g}."
+
+
+def _tensorflow(running: Running, manifest: Manifest, folder: Path) -> tuple[dict[str, bytes], str]:
+    raise ConflictError(str(unavailable("tensorflow", manifest)))
+
+
+FORMATS: dict[str, Callable[[Running, Manifest, Path], tuple[dict[str, bytes], str]]] = {
+    "onnx": _onnx,
+    "torchscript": _torchscript,
+    "openvino": _openvino,
+    "tensorflow": _tensorflow,
+}
+"""Format -> maker of (files, what to know about them)."""
+
+
+def _spec(running: Running, manifest: Manifest, folder: Path) -> Spec:
+    """What the family needs to build the network again: the parameters of the run that made it."""
+    model, version = str(running.payload["model"]), int(running.payload["version"])
+    with running.context.database.read() as session:
+        row = session.get_one(ModelVersion, (model, version))
+        run = session.get(TrainingRun, row.run_id) if row.run_id else None
+        known = session.get_one(Model, model)
+        data = session.get(DatasetVersion, row.dataset_version_id) if row.dataset_version_id else None
+    kept = running.context.settings.home / "runs" / str(row.run_id) / "spec.json"
+    if kept.is_file():
+        return msgspec.structs.replace(msgspec.json.decode(kept.read_bytes(), type=Spec), run_dir=str(folder), items=[])
+    classes = list(data.classes) if data else manifest.classes
+    family = get_family(manifest.family)
+    params = family.params(manifest.task, classes, known.params, run.params if run else {})
+    return Spec(
+        run_id=str(row.run_id),
+        run_dir=str(folder),
+        family=manifest.family,
+        task=manifest.task,
+        classes=classes,
+        params=params,
+        items=[],
+        locks_dir=str(folder),
+    )
+
+
+def _probe(running: Running, manifest: Manifest) -> tuple[Predictor, Float32]:
+    model, version = str(running.payload["model"]), int(running.payload["version"])
+    predictor = Predictor.open(running.context.store, model, version, providers=["CPUExecutionProvider"])
+    height, width = manifest.input.size_hw
+    images = np.random.default_rng(0).random((PROBES, 3, height, width)).astype(np.float32)
+    return predictor, images
+
+
+def _compare(expected: Raw, scores: Float32, features: Float32) -> float:
+    parity = 0.0
+    for name, want, got in (("scores", expected.scores, scores), ("features", expected.features, features)):
+        if want.shape != got.shape:
+            raise ModelError(f"converted: expected {name} of shape {want.shape}, found {got.shape}")
+        parity = max(parity, float((np.abs(got - want) / np.maximum(np.abs(want), 1.0)).max(initial=0.0)))
+    if not parity <= PARITY_MAX:
+        raise ModelError(f"converted: differs from the ONNX file by {parity:.2g}, allowed is {PARITY_MAX:g}")
+    return parity
+
+
+def _bytes_of(running: Running, manifest: Manifest, file: str) -> bytes:
+    model, version = str(running.payload["model"]), int(running.payload["version"])
+    return registry.read_file(running.context.store, model, version, manifest, file)
+
+
+def _described(manifest: Manifest) -> dict[str, bytes]:
+    return {"manifest.json": msgspec.json.format(msgspec.json.encode(manifest), indent=1)}
+
+
+def _readme(model: str, version: int, manifest: Manifest, told: str) -> str:
+    shape = manifest.input
+    return (
+        f"{model} version {version}, {manifest.task}\n\n{told}\n\n"
+        f"An image becomes the input like this: EXIF orientation applied, RGB, brought to {shape.size_hw[1]} x "
+        f"{shape.size_hw[0]} by `{shape.resize}`, divided by 255, minus {shape.mean}, divided by {shape.std}.\n"
+        f"Scores are divided by the temperature {manifest.temperature:.4g} before they are confidences; classes in order: "
+        f"{', '.join(manifest.classes)}.\nEverything else stands in manifest.json.\n"
+    )
+
+
+def _zipped(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return buffer.getvalue()

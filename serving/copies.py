@@ -1,0 +1,144 @@
+"""Routes about copies of versions: a faster one that must pass the gate, and other forms to carry away.
+
+    POST /v1/models/{model}/copies -> job `retrain.compress` -> a version and a decision record
+    POST /v1/models/{model}/versions/{version}/exports/{format} -> job `retrain.convert` -> GET the same path: a zip
+
+The work is done by the package that trains; here it is ordered and handed out. What cannot be had is told by the job, with
+the reason, and by the GET after it.
+
+Errors: NotFoundError (no such model, version, format, or not made yet), ConflictError (no champion, deleted, not available).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+from litestar import Request, Response, Router, get, post
+from litestar.openapi.spec import OpenAPIMediaType, Operation, RequestBody, Schema
+from litestar.openapi.spec.enums import OpenAPIType
+from sqlmodel import col, select
+
+from serving.auth import Keyring, needs
+from serving.bodies import Bodies, read_json
+from sutdol import jobs, registry
+from sutdol.context import Context
+from sutdol.errors import ConflictError, InputError, NotFoundError, unknown
+from sutdol.tables import Job
+
+HttpRequest = Request[Any, Any, Any]
+HOW = ("int8", "fp16")
+FORMATS = ("onnx", "openvino", "tensorflow", "torchscript")
+MAX_BYTES = 100_000
+
+
+class CopyOrder(msgspec.Struct, forbid_unknown_fields=True):
+    """Which way, and how much faster the copy must be to be worth a swap."""
+
+    how: Literal["int8", "fp16"]
+    min_speed_up: float = 1.1
+
+
+class Ordered(msgspec.Struct):
+    """A job of the queue `batch`."""
+
+    job_id: str
+    state: str
+
+
+@dataclass
+class _CopyOperation(Operation):
+    def __post_init__(self) -> None:
+        properties: dict[str, Any] = {
+            "how": Schema(type=OpenAPIType.STRING, enum=list(HOW)),
+            "min_speed_up": Schema(type=OpenAPIType.NUMBER, minimum=1, maximum=10),
+        }
+        body = Schema(type=OpenAPIType.OBJECT, properties=properties, required=["how"])
+        self.request_body = RequestBody({"application/json": OpenAPIMediaType(schema=body)}, required=True)
+
+
+def build(context: Context, keyring: Keyring, bodies: Bodies) -> Router:
+    """The routes of this file."""
+    database, store = context.database, context.store
+    reader, admin = needs(keyring, "predict"), needs(keyring, "admin")
+
+    @post(
+        "/v1/models/{model:str}/copies",
+        guards=[admin],
+        operation_class=_CopyOperation,
+        status_code=202,
+        summary="Make a faster copy of the champion and let the gate judge it",
+        tags=["models"],
+        operation_id="compress_model",
+    )
+    async def compress(request: HttpRequest, model: str) -> Ordered:
+        async with bodies.of(request, at_most=MAX_BYTES) as body:
+            order = read_json(body, CopyOrder)
+        return await asyncio.to_thread(_compress, context, model, order)
+
+    @post(
+        "/v1/models/{model:str}/versions/{version:int}/exports/{format:str}",
+        guards=[admin],
+        sync_to_thread=True,
+        status_code=202,
+        summary="Make a version in another form: onnx, openvino, torchscript, tensorflow",
+        tags=["models"],
+        operation_id="export_version",
+    )
+    def export(model: str, version: int, format: str) -> Ordered:
+        if format not in FORMATS:
+            raise unknown("export format", format, list(FORMATS))
+        with database.begin() as session:
+            if registry.get_version(session, model, version).state == "deleted":
+                raise ConflictError(f"version {version} of {model} is deleted")
+            payload = {"model": model, "version": version, "format": format}
+            job_id = jobs.send(session, "retrain.convert", payload)
+        return Ordered(str(job_id), "queued")
+
+    @get(
+        "/v1/models/{model:str}/versions/{version:int}/exports/{format:str}",
+        guards=[reader],
+        sync_to_thread=True,
+        summary="The zip, once it is made; else how far it is or why it cannot be",
+        tags=["models"],
+        operation_id="get_export",
+    )
+    def fetch(model: str, version: int, format: str) -> Response[bytes]:
+        if format not in FORMATS:
+            raise unknown("export format", format, list(FORMATS))
+        with database.read() as session:
+            registry.get_version(session, model, version)
+            newest = select(Job).where(Job.kind == "retrain.convert").order_by(col(Job.created_at).desc()).limit(1000)
+            payload = {"model": model, "version": version, "format": format}
+            job = next((job for job in session.exec(newest) if job.payload == payload), None)
+        try:
+            data = store.get(f"exports/{model}/{version}/{format}.zip")
+        except NotFoundError:
+            if job is not None and job.state == "failed":
+                raise ConflictError(str(job.error)) from None
+            told = f"it is {job.state}" if job is not None else "POST here first"
+            raise NotFoundError(f"{format} of {model} version {version} is not there yet", hint=told) from None
+        headers = {
+            "content-type": "application/zip",
+            "content-disposition": f'attachment; filename="{model}-v{version}-{format}.zip"',
+        }
+        return Response(data, headers=headers)
+
+    return Router("/", route_handlers=[compress, export, fetch])
+
+
+def _compress(context: Context, model: str, order: CopyOrder) -> Ordered:
+    if not 1 <= order.min_speed_up <= 10:
+        raise InputError(f"min_speed_up: expected 1 to 10, found {order.min_speed_up}")
+    with context.database.begin() as session:
+        registry.get_model(session, model)
+        version = registry.alias(session, model, "champion")
+        if version is None:
+            raise ConflictError(f"{model} has no champion to make a faster copy of")
+        payload = {"model": model, "version": version, **msgspec.to_builtins(order)}
+        job_id = jobs.send(session, "retrain.compress", payload, unique_key=f"compress:{model}:{order.how}")
+        if job_id is None:
+            raise ConflictError(f"{model} is being compressed ({order.how}) already")
+    return Ordered(job_id, "queued")
