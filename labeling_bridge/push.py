@@ -219,6 +219,9 @@ def _push_batch(
     if missing:
         images = addresses(context, studio, project_id, [samples[t.sample_id] for t in missing])
         bodies = [task_body(t, samples[t.sample_id], model, images[t.sample_id]) for t in missing]
+        if any(answers.values()):
+            people = studio.people()
+            answers = {sample_id: attributed(given, people) for sample_id, given in answers.items()}
         for body in bodies:
             body["annotations"] = answers[body["data"]["sample_id"]]
         ids = studio.import_tasks(project_id, bodies)
@@ -277,6 +280,18 @@ def earlier_answers(session: Session, row: LabelTask, model: Model, sample: Samp
     return found
 
 
+def attributed(answers: list[dict[str, Any]], people: set[int]) -> list[dict[str, Any]]:
+    """The answers under the names of those who gave them, as far as this Label Studio knows them.
+
+    It refuses a whole import for one author that it does not know. One such answer goes under the bridge's name; several of
+    one task would count as one person's, and a conflict as settled: then the task is asked anew.
+    """
+    strangers = [answer for answer in answers if answer["completed_by"] not in people]
+    if len(strangers) > 1:
+        return []
+    return [answer if answer not in strangers else answer | {"completed_by": None} for answer in answers]
+
+
 def _repair_answers(
     studio: Studio, found: dict[str, list[StudioTask]], answers: dict[str, list[dict[str, Any]]]
 ) -> None:
@@ -285,7 +300,8 @@ def _repair_answers(
         task = keeper(tasks)
         if not task.answered:
             for answer in answers.get(sample_id, []):
-                studio.submit(task.id, {name: value for name, value in answer.items() if name != "id"})
+                left_out = ("id",) if answer["completed_by"] is not None else ("id", "completed_by")
+                studio.submit(task.id, {name: value for name, value in answer.items() if name not in left_out})
 
 
 def _is_empty(running: Running, slug: str) -> bool:
