@@ -33,6 +33,7 @@ from labeling_bridge.pictures import addresses
 from labeling_bridge.project import (
     UNANSWERED,
     ensure_project,
+    fresh_rows,
     keeper,
     known_project,
     prediction_body,
@@ -54,6 +55,8 @@ from sutdol.tables import LabelTask, Model, Sample, StudioProject, now
 from sutdol.types import Label
 
 BATCH = 50
+REPORT_EVERY = 500
+"""Tasks between two reports of progress: each is a commit."""
 QUARANTINE_S = 30.0
 
 
@@ -77,7 +80,7 @@ def push_model(running: Running, studio: Studio, slug: str) -> int:
 
     Returns 0 at once when another process is writing to this project: it will take the rows along, or the next window.
     """
-    context, pushed = running.context, 0
+    context, pushed, told = running.context, 0, 0
     with writing(running, slug) as ours:
         project: StudioProject | None = None
         predictor: Predictor | None = None
@@ -111,7 +114,9 @@ def push_model(running: Running, studio: Studio, slug: str) -> int:
                 continue
             show_predictions(running, studio, slug)
             refresh_stale(running, slug, {task.version for task in known})
-            running.report(model=slug, pushed=pushed)
+            if pushed >= told + REPORT_EVERY:
+                told = pushed
+                running.report(model=slug, pushed=pushed)
     return pushed
 
 
@@ -138,9 +143,10 @@ def show_predictions(running: Running, studio: Studio, slug: str) -> None:
 
 def refresh_stale(running: Running, slug: str, versions: set[int]) -> None:
     """Send `bridge.refresh` when tasks of these versions are open and another one is champion (perhaps only just now)."""
-    with running.commit() as session:
+    with running.context.database.read() as session:
         champion = registry.alias(session, slug, "champion")
-        if champion is not None and versions - {champion}:
+    if champion is not None and versions - {champion}:
+        with running.commit() as session:
             payload = {"model": slug, "version": champion}
             jobs.send(session, "bridge.refresh", payload, unique_key=f"bridge.refresh:{slug}")
 
@@ -184,15 +190,15 @@ def _rescore(running: Running, predictor: Predictor, batch: list[LabelTask]) -> 
     old = rescore(running.context.store, predictor, [task for task in batch if task.version != predictor.version])
     certain = {task.id for task in old.certain}
     with running.commit() as session:
-        for task in [*old.scored, *old.certain]:
-            row = session.get_one(LabelTask, task.id)
+        scored = {task.id: task for task in [*old.scored, *old.certain]}
+        for row in fresh_rows(session, list(scored.values())):
             if row.state != "queued":
                 continue
             if row.id in certain:
                 row.state, row.queued_at = "withdrawn", None
             else:
                 for name in SCORED:
-                    setattr(row, name, getattr(task, name))
+                    setattr(row, name, getattr(scored[row.id], name))
             session.add(row)
         if certain:
             text = f"{len(certain)} queued tasks of {predictor.model} withdrawn: version {predictor.version} is certain"
@@ -237,18 +243,17 @@ def _push_batch(
     remove_duplicates(studio, project_id, found)
     answered: list[int] = []
     with running.commit() as session:
-        for task in batch:
-            row = session.get_one(LabelTask, task.id)
+        for row in fresh_rows(session, batch):
             if row.state != "queued":
                 continue  # read was faster
-            if task.sample_id not in found:
+            if row.sample_id not in found:
                 row.not_before = now() + QUARANTINE_S
             else:
-                kept = keeper(found[task.sample_id])
+                kept = keeper(found[row.sample_id])
                 row.state, row.project_id, row.studio_task_id = "in_studio", project_id, kept.id
                 row.pushed_at, row.not_before, row.overlap = now(), 0.0, context.settings.annotators_per_task
                 row.attempts = 0
-                answered += [kept.id] if kept.answered or answers[task.sample_id] else []
+                answered += [kept.id] if kept.answered or answers[row.sample_id] else []
             session.add(row)
         if answered:
             jobs.send(session, "bridge.read", {"model": model.slug, "studio_task_ids": answered})
