@@ -33,6 +33,7 @@ lint: $(VENV)/.ready  ## style and types
 
 bench: $(VENV)/.ready  ## print every benchmark's figures beside their targets
 	@for f in tests/benchmarks/[a-z]*.py; do echo "== $$f"; $(BIN)/python -m $$(echo $${f%.py} | tr / .) || exit 1; done
+	@echo "== tests/benchmarks/learning"; $(BIN)/python -m tests.benchmarks.learning
 
 docs:  ## where the documentation is
 	@echo "README.md and docs/*.md; the API's own description is served at /schema"

@@ -36,24 +36,34 @@ from sutdol.tables import (
 
 WINDOWS_DAYS = (1, 7, 30)
 DAY_S = 86_400.0
+KEEP_S = 14 * DAY_S
+"""Age at which snapshots are forgotten."""
 MAX_CLASSES = 100
+IDLE_S = 600.0
+"""New answers alone hardly move an estimate that rests on labels, and reading 50,000 of them takes two seconds."""
 
 
 def refresh(running: Running, model: Model, *, every_s: float) -> bool:
-    """Write a new snapshot unless nothing changed or the last one is younger than `every_s`; whether one was written."""
+    """Write a new snapshot when a label, a task or the champion has changed and the last one is older than `every_s`, or when
+    only the traffic went on for IDLE_S; whether one was written. Without news of either kind nothing is written.
+    """
     at = now()
     with running.context.database.read() as session:
         last = newest(session, model.slug, "accuracy")
         if last is not None and at - last.at < every_s:
             return False
         mark = _mark(session, model.slug)
-        if last is not None and last.data.get("mark") == mark and at - last.at < DAY_S / 24:
+        if last is not None and last.data.get("mark") == mark:
+            return False
+        known = last.data["mark"] if last is not None else None
+        if last is not None and known is not None and known[1:] == mark[1:] and at - last.at < IDLE_S:
             return False
         data = read(session, model, at=at) | {"mark": mark}
         paid = labels_paid(session, model, data)
     with running.commit() as session:
         session.add(Snapshot(model=model.slug, kind="accuracy", at=at, data=data))
         session.add(Snapshot(model=model.slug, kind="labels", at=at, data=paid))
+        session.execute(sa.delete(Snapshot).where(col(Snapshot.model) == model.slug, col(Snapshot.at) < at - KEEP_S))
     return True
 
 
@@ -210,7 +220,7 @@ def _unlabelled(session: Session, model: Model, version: int | None) -> dict[str
 
 
 def _mark(session: Session, model: str) -> list[Any]:
-    """What an estimate depends on; equal marks, equal estimates (but for the moving window)."""
+    """What an estimate depends on, the newest prediction first; equal marks, equal estimates (but for the moving window)."""
     newest_id = sa.select(sa.func.max(col(PredictionRow.id))).where(col(PredictionRow.model) == model)
     label = sa.select(sa.func.max(col(LabelRow.updated_at)), sa.func.count()).where(col(LabelRow.model) == model)
     state = session.get(DriftState, model)

@@ -1,8 +1,8 @@
 """Job `monitor`: what the clock sends to keep an eye on every live model.
 
-    {} or {"model": slug} -> per champion: profile of the version (once) -> new predictions into the drift charts
+    {} or {"model": slug} -> per champion: new predictions into the drift charts
        -> alarm on: event `drift.alarm`, job `retrain.trigger`; over: event `drift.over`
-       -> accuracy (when something changed, at most every ACCURACY_S) -> snapshot
+       -> profile of the version (once) -> accuracy (when something changed, at most every ACCURACY_S) -> snapshot
 
 A run takes at most TAKE predictions of a model, the next run goes on; what is younger than SETTLE_S waits, because several
 replicas write and ids are only nearly in the order of their commits.
@@ -22,7 +22,7 @@ from sqlmodel import Session, col, select
 from sutdol import jobs, registry
 from sutdol.agreement import answer_is_right
 from sutdol.appearance import appearance
-from sutdol.errors import ImageError, NotFoundError
+from sutdol.errors import ImageError, ModelError, NotFoundError, SutdolError
 from sutdol.events import tell
 from sutdol.images import admit, decode
 from sutdol.jobs import Handler, Running
@@ -30,7 +30,7 @@ from sutdol.monitor import accuracy, columns, drift
 from sutdol.monitor.answers import NOTHING, belief
 from sutdol.predictor import Predictor
 from sutdol.sampling import is_unfamiliar
-from sutdol.tables import DatasetItem, DriftState, Model, ModelVersion, PredictionRow, Snapshot, VersionProfile, now
+from sutdol.tables import DatasetItem, DriftState, Model, ModelVersion, PredictionRow, VersionProfile, now
 from sutdol.types import Label, Manifest, Prediction
 
 TAKE = 5_000
@@ -40,7 +40,6 @@ RECENT = 1_000
 """Contents that are remembered, so that a repeat does not count as news."""
 PROFILED = 5_000
 """Training images and test images of which a profile is made, at most."""
-KEEP_SNAPSHOTS_S = 90 * 86_400.0
 
 
 def handle(running: Running) -> dict[str, Any]:
@@ -52,13 +51,20 @@ def handle(running: Running) -> dict[str, Any]:
         else:
             models = list(session.exec(select(Model).order_by(col(Model.slug))))
         champions = {model.slug: registry.alias(session, model.slug, "champion") for model in models}
+    broken: list[SutdolError] = []
     for model in models:
         version = champions[model.slug]
-        if version is not None:
-            running.check_cancelled()
-            profile_version(running, model, version)
+        if version is None:
+            continue
+        running.check_cancelled()
+        try:
             told[model.slug] = watch_model(running, model, version)
+            profile_version(running, model, version)
             accuracy.refresh(running, model, every_s=ACCURACY_S)
+        except (ModelError, NotFoundError) as error:
+            broken.append(error)  # a bundle that is gone must not blind us for the other models
+    if broken:
+        raise broken[0]
     return told
 
 
@@ -239,11 +245,6 @@ def _tell(
         row.alarm_since, row.alarm_text = None, ""
         if was:
             tell(session, "drift.over", f"{model} version {row.version}: everything is as before", model=model)
-
-
-def prune(session: Session) -> None:
-    """Forget snapshots older than KEEP_SNAPSHOTS_S."""
-    session.execute(sa.delete(Snapshot).where(col(Snapshot.at) < now() - KEEP_SNAPSHOTS_S))
 
 
 def _plain(values: np.ndarray[Any, Any]) -> list[float | None]:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
+import sqlalchemy as sa
 from sqlmodel import select
 
 from sutdol import images, jobs, registry
 from sutdol.appearance import appearance
 from sutdol.context import Context, open_context
+from sutdol.errors import SutdolError
 from sutdol.jobs.rows import Running, claim, finish
-from sutdol.monitor import answers, drift, job, report
+from sutdol.monitor import answers, columns, drift, job, report
 from sutdol.predictor import Predictor
 from sutdol.settings import load
 from sutdol.tables import (
@@ -33,6 +36,8 @@ from sutdol.tables import (
     new_id,
     now,
 )
+from sutdol.types import InputSpec, Manifest
+from tests.job_processes import postgres
 from tests.tiny_models import CLASSES, classifier_bundle, coloured_png
 
 MODEL = "tiny"
@@ -286,6 +291,102 @@ def test_nothing_new_writes_no_snapshot(context: Context) -> None:
     run(context)
     with context.database.read() as session:
         assert len(session.exec(select(Snapshot).where(Snapshot.kind == "accuracy")).all()) == 1
+
+
+def test_new_traffic_alone_is_read_ten_minutes_later_and_a_new_label_at_once(context: Context) -> None:
+    """Reading a busy log costs seconds; the estimate rests on labels."""
+    ids = predict(context, 50, seed=1)
+    run(context)
+    age_snapshots(context, 120)
+    predict(context, 50, seed=2)
+    run(context)
+    assert accuracy(context).overall.answers == 50
+    label(context, ids[:5])
+    run(context)
+    assert (accuracy(context).overall.answers, accuracy(context).overall.labels) == (100, 5)
+    age_snapshots(context, 700)
+    predict(context, 50, seed=3)
+    run(context)
+    assert accuracy(context).overall.answers == 150
+
+
+def test_a_model_whose_bundle_is_gone_does_not_blind_the_others(context: Context) -> None:
+    """Its own error is told; the others are watched all the same."""
+    classifier_bundle(context, "broken")
+    context.store.delete("models/broken/1/model.onnx")
+    predict(context, 20, seed=1)
+    with context.database.begin() as session:
+        job_id = jobs.send(session, "monitor", {})
+    assert job_id is not None
+    row = claim(context.database, job_id, "test", lease_s=60)
+    assert row is not None
+    with pytest.raises(SutdolError, match="broken"):
+        job.handle(Running(context, row))
+    assert drift_now(context).seen == 20
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def both(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Context]:
+    """The ground on either database."""
+    with postgres() if request.param == "postgres" else nullcontext("") as url:
+        opened = open_context(load(home=tmp_path / "home", database_url=url))
+        yield opened
+        opened.database.close()
+
+
+@pytest.mark.parametrize("task", ["classify", "multilabel", "detect"])
+def test_the_log_is_read_for_every_task_on_every_database(both: Context, task: str) -> None:
+    """JSON paths and lengths are where the two databases differ; a detector may have found nothing."""
+    box = {"label": "b", "x1": 0, "y1": 0, "x2": 5, "y2": 5, "confidence": 0.9}
+    with both.database.begin() as session:
+        registry.create_model(session, MODEL, task=task, classes=["a", "b"], family="x")  # type: ignore[arg-type]
+    values = {"fingerprint": np.array([f"{i:016x}" for i in range(30)])}
+    predict(both, 30, seed=1, **values)
+    with both.database.begin() as session:
+        for i, row in enumerate(session.exec(select(PredictionRow).order_by(PredictionRow.sample_id))):
+            said = {"classes": [], "boxes": [box] * (i % 3)} if task == "detect" else {"classes": [box], "boxes": []}
+            row.answer = said
+            session.add(row)
+            if i < 10:
+                truth = {"classes": [], "boxes": [box]} if task == "detect" else {"classes": ["b"], "boxes": []}
+                session.add(
+                    LabelRow(model=MODEL, sample_id=row.sample_id, value=truth, source="annotation", split="train")
+                )
+                session.add(
+                    LabelTask(
+                        model=MODEL,
+                        sample_id=row.sample_id,
+                        prediction_id=row.id,
+                        version=1,
+                        arm="drawn",
+                        reason="",
+                        inclusion_probability=0.2,
+                        priority=0.1,
+                        uncertainty=0.1,
+                        answer={},
+                        state="annotated",
+                    )
+                )
+    manifest = Manifest(task=task, classes=["a", "b"], input=InputSpec((8, 8)), family="x")  # type: ignore[arg-type]
+    with both.database.read() as session:
+        counted = answers.count(session, registry.get_model(session, MODEL), since=0, until=now())
+        rows = list(session.execute(sa.select(*columns.of_prediction(task)).order_by(PredictionRow.sample_id)))
+    batch = columns.batch_of(rows, manifest)
+    assert len(counted.answers) == 30
+    if task == "detect":
+        assert int(counted.right.sum()) == 3  # of ten, those with exactly one box
+        assert batch.signals["objects"].tolist() == [i % 3 for i in range(30)]
+        assert batch.classes[:2] == ["(nothing)", "b"]
+    else:
+        assert counted.right.tolist() == [1.0] * 10
+        assert set(batch.classes) == {"b"}
+
+
+def age_snapshots(context: Context, by_s: float) -> None:
+    with context.database.begin() as session:
+        for row in session.exec(select(Snapshot)):
+            row.at -= by_s
+            session.add(row)
 
 
 def test_charts_survive_the_database(context: Context) -> None:

@@ -18,7 +18,7 @@ from tests.benchmarks.learning.tables import Figure, show
 SPLITS = 1_000
 SIZES = (100, 200, 400)
 TARGETS = (0.05, 0.02, 0.01)
-STREAM = 10_000
+STREAM = 4_000
 
 
 def ninety_three() -> tuple[Float, Float, Float]:
