@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -31,7 +32,7 @@ MAX_PIXELS = 25_000_000
 MAX_SIDE_PX = 16_000
 MAX_DECODE_BYTES = 200_000_000
 """Memory that one image may take while it is decoded; 25 megapixels fit, but for the hungriest kinds (16 bits, animations)."""
-_STRIP_ROWS = 256
+_STRIP_ROWS = 64
 """Rows that are converted at a time, so that an image never lies in memory three times."""
 
 OPENCV_DISTRIBUTIONS = (
@@ -42,15 +43,15 @@ OPENCV_DISTRIBUTIONS = (
 )
 KINDS = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif"}
 _REORIENT: dict[
-    int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+    int, Callable[[NDArray[np.uint8]], Any]
 ] = {  # EXIF 2.3, tag 274: what has to be done to the stored pixels
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.transpose(1, 0, 2),
-    6: lambda a: np.rot90(a, 3),
-    7: lambda a: np.rot90(a, 2).transpose(1, 0, 2),
-    8: lambda a: np.rot90(a, 1),
+    2: lambda a: cv2.flip(a, 1),
+    3: lambda a: cv2.rotate(a, cv2.ROTATE_180),
+    4: lambda a: cv2.flip(a, 0),
+    5: cv2.transpose,
+    6: lambda a: cv2.rotate(a, cv2.ROTATE_90_CLOCKWISE),
+    7: lambda a: cv2.rotate(cv2.transpose(a), cv2.ROTATE_180),
+    8: lambda a: cv2.rotate(a, cv2.ROTATE_90_COUNTERCLOCKWISE),
 }
 
 PIL.Image.MAX_IMAGE_PIXELS = None  # our own limit comes first, and Pillow's is a warning that is not thread-safe
@@ -105,7 +106,7 @@ def admit(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image:
     if kind == "GIF":
         data, kind = _encode(_first_frame(data), lossless=True), "PNG"
     elif header.orientation in _REORIENT:
-        upright = np.ascontiguousarray(_REORIENT[header.orientation](decode(data)))
+        upright = np.asarray(_REORIENT[header.orientation](decode(data)), np.uint8)
         height, width = upright.shape[:2]
         data = _encode(upright, lossless=kind != "JPEG")
         kind = "JPEG" if kind == "JPEG" else "PNG"
@@ -232,10 +233,9 @@ def _pillow_rgb(image: PIL.Image.Image) -> Rgb:
         strip = image.crop((0, top, image.width, min(top + _STRIP_ROWS, image.height)))
         out = rgb[top : top + strip.height]
         if image.mode.startswith("I"):  # 16 bits of grey
-            out[:] = (np.asarray(strip).astype(np.uint32) // 257).astype(np.uint8)[:, :, None]
+            out[:] = (np.asarray(strip) // 257).astype(np.uint8)[:, :, None]
         elif clear or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
-            pixels = np.asarray(strip.convert("RGBA"))
-            np.copyto(out, pixels[:, :, :3].astype(np.uint16) * pixels[:, :, 3:] // 255, casting="unsafe")
+            _over_black(np.asarray(strip if image.mode == "RGBA" and not clear else strip.convert("RGBA")), out)
         else:
             out[:] = np.asarray(strip if image.mode == "RGB" else strip.convert("RGB"))
     return rgb
@@ -250,10 +250,18 @@ def _to_rgb(pixels: NDArray[np.uint8]) -> Rgb:
     rgb = np.empty((*pixels.shape[:2], 3), np.uint8)
     for top in range(0, len(pixels), _STRIP_ROWS):
         strip = pixels[top : top + _STRIP_ROWS]
-        np.copyto(
-            rgb[top : top + len(strip)], strip[:, :, 2::-1].astype(np.uint16) * strip[:, :, 3:] // 255, casting="unsafe"
-        )
+        _over_black(np.asarray(cv2.cvtColor(strip, cv2.COLOR_BGRA2RGBA)), rgb[top : top + len(strip)])
     return rgb
+
+
+def _over_black(rgba: NDArray[np.uint8], out: Rgb) -> None:
+    """(h, w, 4) becomes (h, w, 3): every channel times alpha, rounded."""
+    alpha = rgba[:, :, 3]
+    if alpha.min(initial=255) == 255:
+        out[:] = rgba[:, :, :3]
+    else:
+        colours = np.ascontiguousarray(rgba[:, :, :3])
+        out[:] = cv2.multiply(colours, cv2.merge([alpha, alpha, alpha]), scale=1 / 255)
 
 
 def _encode(rgb: Rgb, *, lossless: bool) -> bytes:
