@@ -260,7 +260,7 @@ class Engine:
             if item.tensor is not None:
                 return _Prepared(item, None, _fitting(item.tensor, loaded), loaded)
             image = failed.image if failed is not None and failed.image is not None else images.admit(item.data)
-            if failed is None:
+            if failed is None and not _names_a_number(item.model):
                 loaded = self._slots.route(loaded, image.sample_id)
             rgb = images.decode(image.data, cover_hw=loaded.predictor.cover((image.height_px, image.width_px)))
             return _Prepared(item, image, loaded.predictor.prepare(rgb), loaded, failed is not None)
@@ -325,6 +325,12 @@ class Engine:
                     self._shadow.offer(Offered(pair, loaded, one.image, one.tensor, prediction, prediction_id))
         except Exception as error:  # as in _prepare
             settle([(one.item.ticket, error)])
+
+
+def _names_a_number(reference: str) -> bool:
+    """`digits@3` means version 3, whatever is on trial."""
+    _, at, which = reference.rpartition("@")
+    return bool(at) and which.isdigit()
 
 
 def _by_version(prepared: list[_Prepared]) -> list[list[_Prepared]]:

@@ -100,16 +100,21 @@ def build(context: Context, slots: Slots, statistics: Statistics, keyring: Keyri
         operation_class=AnyJsonOperation,
         status_code=200,
         tags=tags,
-        summary="Not supported: which version answers is decided by promoting",
+        summary="Let a model go until somebody asks for it again",
+        description="Only of models that are loaded on demand; which version answers is decided by promoting.",
         operation_id="v2_unload",
     )
     async def unload(request: HttpRequest, model: str) -> Json:
         await said(request)
-        slots.get(model)
-        raise InputError(
-            f"unload {model!r}: not supported, which version answers is decided by promoting",
-            hint=f"POST /v1/models/{model}/versions/N:promote, or :rollback",
-        )
+        if model not in slots.serving():
+            await answering(slots, model, None)
+        if not slots.lazy(model):
+            raise InputError(
+                f"unload {model!r}: not supported, it is not loaded on demand",
+                hint="SUTDOL_MODELS_MEMORY_BYTES, SUTDOL_PINNED_MODELS; which version answers is decided by promoting",
+            )
+        await asyncio.to_thread(slots.retire, model)
+        return {}
 
     @get("/v2/models/stats", guards=[reader], tags=tags, summary="Statistics of all models", operation_id="v2_stats")
     async def all_stats() -> Json:
@@ -124,12 +129,12 @@ def build(context: Context, slots: Slots, statistics: Statistics, keyring: Keyri
     )
     async def model_stats(model: str, version: str | None = None) -> Json:
         if model not in slots.serving():
-            answering(slots, model, None)
+            await answering(slots, model, None)
         found = _stats(slots, statistics, model)
         if version is not None:
             found = [entry for entry in found if entry["version"] == version]
             if not found:
-                answering(slots, model, version)
+                await answering(slots, model, version)
         return {"model_stats": found}
 
     @get(
@@ -141,7 +146,7 @@ def build(context: Context, slots: Slots, statistics: Statistics, keyring: Keyri
     )
     async def trace(model: str | None = None) -> Json:
         if model is not None:
-            answering(slots, model, None)
+            await answering(slots, model, None)
         return TRACE
 
     @post(
@@ -155,7 +160,7 @@ def build(context: Context, slots: Slots, statistics: Statistics, keyring: Keyri
     )
     async def set_trace(request: HttpRequest, model: str | None = None) -> Json:
         if model is not None:
-            answering(slots, model, None)
+            await answering(slots, model, None)
         _only_as_they_are(await said(request), TRACE, "trace", "/metrics and /v2/models/stats tell where time goes")
         return TRACE
 
@@ -255,10 +260,10 @@ def _index(context: Context, slots: Slots) -> list[IndexEntry]:
         if version is not None and about.get("version") == version:
             entries.append(IndexEntry(slug, str(version), "READY", ""))
         else:
-            reason = about.get("error") if about.get("champion") == version else None
-            entries.append(
-                IndexEntry(slug, str(version or ""), "UNAVAILABLE", reason or f"not promoted ({state or 'no version'})")
-            )
+            champion = version is not None and about.get("champion") == version
+            reason = about.get("error") or ("loaded when asked for" if about.get("resting") else "it is being loaded")
+            why = reason if champion else f"not promoted ({state or 'no version'})"
+            entries.append(IndexEntry(slug, str(version or ""), "UNAVAILABLE", why))
     return entries
 
 

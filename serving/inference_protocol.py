@@ -35,7 +35,7 @@ from serving.schemas import InferOperation, of_each_path
 from serving.slots import Slots
 from serving.tensors import Inference, Tensor, pack, parse
 from serving.tickets import Ticket, outcomes
-from sutdol.errors import BusyError, InputError, NotFoundError
+from sutdol.errors import BusyError, InputError
 from sutdol.runtime import Float32
 from sutdol.types import Manifest
 
@@ -137,7 +137,7 @@ def build(slots: Slots, engine: Engine, keyring: Keyring, bodies: Bodies, ready:
         operation_id=of_each_path("v2_model_ready"),
     )
     async def model_ready(model: str, version: str | None = None) -> ModelReadiness:
-        answering(slots, model, version)
+        await answering(slots, model, version)
         return ModelReadiness(model, ready=True)
 
     @get(
@@ -148,7 +148,7 @@ def build(slots: Slots, engine: Engine, keyring: Keyring, bodies: Bodies, ready:
         operation_id=of_each_path("v2_model"),
     )
     async def model_metadata(model: str, version: str | None = None) -> ModelMetadata:
-        loaded = answering(slots, model, version)
+        loaded = await answering(slots, model, version)
         inputs, outputs = shapes(loaded.predictor.manifest)
         return ModelMetadata(model, [str(loaded.version)], "onnxruntime_onnx", inputs, outputs)
 
@@ -160,7 +160,7 @@ def build(slots: Slots, engine: Engine, keyring: Keyring, bodies: Bodies, ready:
         operation_id=of_each_path("v2_model_config"),
     )
     async def model_config(model: str, version: str | None = None) -> dict[str, Any]:
-        return _config(model, answering(slots, model, version))
+        return _config(model, await answering(slots, model, version))
 
     @post(
         ["/v2/models/{model:str}/infer", "/v2/models/{model:str}/versions/{version:str}/infer"],
@@ -177,8 +177,7 @@ def build(slots: Slots, engine: Engine, keyring: Keyring, bodies: Bodies, ready:
     async def infer(
         request: HttpRequest, model: str, header_length: HeaderLength = None, version: str | None = None
     ) -> Response[bytes]:
-        await slots.ready(model)
-        loaded = answering(slots, model, version)
+        loaded = await answering(slots, model, version)
         async with bodies.of(request) as body:
             if header_length == "0":  # the body is one encoded image and nothing else
                 given = Inference("", {IMAGE: Tensor(IMAGE, (1,), None, [body])}, {}, {}, True, {})
@@ -187,7 +186,7 @@ def build(slots: Slots, engine: Engine, keyring: Keyring, bodies: Bodies, ready:
             else:
                 async with parsing:
                     given = await asyncio.to_thread(parse, body, header_length)
-            items, wanted = _plan(given, loaded, request.state.get("key_id"))
+            items, wanted = _plan(given, loaded, reference(model, version), request.state.get("key_id"))
             if len(items) == 1:
                 engine.submit(items[0])
                 answers: list[Any] = [await settled(items[0].ticket, request)]
@@ -197,10 +196,6 @@ def build(slots: Slots, engine: Engine, keyring: Keyring, bodies: Bodies, ready:
                 if isinstance(answer, Exception):
                     raise answer
             answered_by, tensors = _outputs(answers, wanted, given)
-            if version is not None and answered_by != int(version):
-                raise BusyError(
-                    f"version {version} of {model!r} was replaced meanwhile, version {answered_by} answers now"
-                )
         head = {"model_name": model, "model_version": str(answered_by)} | ({"id": given.id} if given.id else {})
         binary = {t.name for t in tensors if given.binary.get(t.name, given.binary_by_default)}
         content, length = await asyncio.to_thread(pack, head, tensors, binary=binary)
@@ -212,18 +207,18 @@ def build(slots: Slots, engine: Engine, keyring: Keyring, bodies: Bodies, ready:
     return Router("/", route_handlers=[live, server_ready, server, model_ready, model_metadata, model_config, infer])
 
 
-def answering(slots: Slots, model: str, version: str | None) -> Loaded:
-    """The loaded version of a model; with `version`, that very one.
+def reference(model: str, version: str | None) -> str:
+    """A model and the version in the path as one reference; aliases (`champion`) are versions too."""
+    return model if version is None else f"{model}@{version}"
+
+
+async def answering(slots: Slots, model: str, version: str | None) -> Loaded:
+    """The version that answers, loaded because of this request if need be.
 
     Raises:
-        NotFoundError: no such model, or another version answers. BusyError: nothing is loaded for it.
+        NotFoundError: no such model or version. BusyError: nothing is loaded for it. ModelError: it does not load.
     """
-    loaded = slots.get(model)
-    if version is not None and version != str(loaded.version):
-        raise NotFoundError(
-            f"version {version!r} of {model!r} does not answer here", hint=f"version {loaded.version} answers"
-        )
-    return loaded
+    return await slots.ready(reference(model, version))
 
 
 def shapes(manifest: Manifest) -> tuple[list[TensorMetadata], list[TensorMetadata]]:
@@ -257,7 +252,7 @@ def _config(model: str, loaded: Loaded) -> dict[str, Any]:
     }
 
 
-def _plan(given: Inference, loaded: Loaded, key_id: str | None) -> tuple[list[Item], tuple[str, ...]]:
+def _plan(given: Inference, loaded: Loaded, asked: str, key_id: str | None) -> tuple[list[Item], tuple[str, ...]]:
     """Items for the engine, and the outputs that this kind of input has."""
     names = sorted(given.inputs)
     if names not in ([IMAGE], [TENSOR]):
@@ -278,9 +273,7 @@ def _plan(given: Inference, loaded: Loaded, key_id: str | None) -> tuple[list[It
     if not tensor.shape or not 1 <= tensor.shape[0] <= MAX_IMAGES:
         raise InputError(f"{tensor.name}: expected 1 to {MAX_IMAGES} images, found shape {list(tensor.shape)}")
     if tensor.name == TENSOR:
-        return [
-            Item(loaded.model, b"", key_id, Ticket(), deadline, tensor=row) for row in _rows(tensor, loaded)
-        ], wanted
+        return [Item(asked, b"", key_id, Ticket(), deadline, tensor=row) for row in _rows(tensor, loaded)], wanted
     if tensor.datatype != "BYTES" or tensor.shape[1:] not in ((), (1,)):
         raise InputError(
             f"{IMAGE}: expected BYTES of shape (n) or (n, 1), found {tensor.datatype} {list(tensor.shape)}"
@@ -288,7 +281,7 @@ def _plan(given: Inference, loaded: Loaded, key_id: str | None) -> tuple[list[It
     ask = Ask(as_json, given.parameters.get("max_risk"))
     if ask.max_risk is not None and not (isinstance(ask.max_risk, int | float) and 0 <= ask.max_risk <= 1):
         raise InputError(f"max_risk: expected a number in [0, 1], found {ask.max_risk!r}")
-    return [Item(loaded.model, data, key_id, Ticket(), deadline, ask) for data in tensor.strings], wanted
+    return [Item(asked, data, key_id, Ticket(), deadline, ask) for data in tensor.strings], wanted
 
 
 def _rows(tensor: Tensor, loaded: Loaded) -> list[Float32]:

@@ -117,7 +117,7 @@ class Slots:
         if reference in self._current:
             return self.get(reference)
         slug, version = self._resolve(reference)
-        if self._there(slug, version) is None and (self._lazy(slug) or self.wanted[slug].version != version):
+        if self._there(slug, version) is None and (self.lazy(slug) or self.wanted[slug].version != version):
             await asyncio.shield(asyncio.wrap_future(self._ask_for(slug, version)))
         return self.get(reference)
 
@@ -191,7 +191,7 @@ class Slots:
                 "batch": loaded.batch if loaded else None,
                 "error": error,
                 "swap_ms": self._swap_ms.get(slug),
-                "resting": loaded is None and error is None and self._lazy(slug),
+                "resting": loaded is None and error is None and self.lazy(slug),
                 "challenger": wanted.trial.version if wanted.trial and self.has(slug, wanted.trial.version) else None,
             }
         return state
@@ -317,7 +317,7 @@ class Slots:
             self._log.warning("swap not told", error=str(error).splitlines()[0])
 
     def retire(self, slug: str) -> None:
-        """Let go of a model that has no champion any more."""
+        """Let go of a model that has no champion any more, or of a lazy one that shall rest."""
         with self._swapping:
             self._current.pop(slug, None)
             self._kept.pop(slug, None)
@@ -337,7 +337,7 @@ class Slots:
 
     def eager(self, slug: str) -> bool:
         """Whether its champion is loaded before anybody asks for it."""
-        return not self._lazy(slug) or slug in self._current
+        return not self.lazy(slug) or slug in self._current
 
     def keep_other(self, loaded: Loaded) -> None:
         """Hold a version beside the champion: a challenger, or one that was asked for by its number."""
@@ -363,7 +363,7 @@ class Slots:
         loaded = self._there(slug, version)
         if loaded is not None:
             return loaded
-        if version == self.wanted[slug].version and not self._lazy(slug):
+        if version == self.wanted[slug].version and not self.lazy(slug):
             reason = self._errors.get(slug, "it is being loaded")
             raise BusyError(f"version {version} of {slug!r} does not answer: {reason}", retry_after_s=2)
         self._ask_for(slug, version)
@@ -418,7 +418,8 @@ class Slots:
     def _everything(self) -> list[Loaded]:
         return [*self._current.values(), *self._kept.values(), *self._others.values()]
 
-    def _lazy(self, slug: str) -> bool:
+    def lazy(self, slug: str) -> bool:
+        """Whether a model is loaded when somebody asks for it, and may be let go when nobody does."""
         return self._context.settings.models_memory_bytes > 0 and slug not in self._pinned
 
     def _make_room(self, newest: Loaded) -> None:

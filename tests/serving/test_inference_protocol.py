@@ -6,6 +6,7 @@ import asyncio
 import json
 import struct
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,12 @@ from tritonclient.http.aio import InferenceServerClient as AsyncClient
 from tritonclient.utils import InferenceServerException
 
 from serving import statistics
+from sutdol import keys
+from sutdol.context import Context
 from sutdol.images import admit
 from sutdol.tables import PredictionRow
-from tests.tiny_models import CLASSES, SIDE_PX, coloured_png
+from tests.running_server import running
+from tests.tiny_models import CLASSES, SIDE_PX, classifier_bundle, coloured_png
 
 CALLS = {name for name in dir(InferenceServerClient) if not name.startswith("_")}
 PLAIN = {"plugin", "register_plugin", "unregister_plugin"}
@@ -176,11 +180,36 @@ def test_the_repository_lists_what_answers(served: Served, triton: InferenceServ
         triton.load_model("tiny", headers=key, config="{}")
     with pytest.raises(InferenceServerException, match="unknown model 'nope'"):
         triton.load_model("nope", headers=key)
-    with pytest.raises(InferenceServerException, match="promot"):
+    with pytest.raises(InferenceServerException, match="not loaded on demand"):
         triton.unload_model("tiny", headers=key)
     assert triton.is_model_ready("tiny", headers=key)
     with pytest.raises(InferenceServerException, match="scope"):
         triton.load_model("tiny", headers={"Authorization": f"Bearer {served.keys['predict']}"})
+
+
+def test_a_model_that_is_loaded_on_demand_comes_and_goes(context: Context) -> None:
+    """`load` and `unload` do what a Triton in explicit mode would do."""
+    for slug in ("one", "two"):
+        classifier_bundle(context, slug)
+    with context.database.begin() as session:
+        key = {"Authorization": f"Bearer {keys.create(session, 'test', ['admin'])}"}
+    with (
+        running(context.settings.home, models_memory_bytes=1_000_000_000) as server,
+        closing(InferenceServerClient(server.url.removeprefix("http://"))) as client,
+    ):
+
+        def state(slug: str) -> tuple[str, str]:
+            index = client.get_model_repository_index(headers=key)
+            return next((entry["state"], entry["reason"]) for entry in index if entry["name"] == slug)
+
+        assert state("two") == ("UNAVAILABLE", "loaded when asked for")
+        client.load_model("two", headers=key)
+        assert state("two") == ("READY", "")
+        client.unload_model("two", headers=key)
+        assert state("two") == ("UNAVAILABLE", "loaded when asked for")
+        answer = client.infer("two", [pictures(coloured_png("blue"))], "1", headers=key)
+        assert answer.as_numpy("label")[0, 0] == b"blue"
+        assert state("two") == ("READY", "")
 
 
 def test_statistics_count_what_was_done(triton: InferenceServerClient, key: dict[str, str]) -> None:
@@ -335,7 +364,8 @@ def test_numbers_beyond_the_models_reach_are_the_callers_mistake(served: Served,
 
 def test_a_version_that_does_not_answer_is_named(client: httpx.Client) -> None:
     """A client that was pinned must not get another model silently."""
-    assert_problem(client.post("/v2/models/tiny/versions/9/infer", content=b"{}"), 404, "'9'", "version 1 answers")
+    assert_problem(client.post("/v2/models/tiny/versions/9/infer", content=b"{}"), 404, "9")
+    assert_problem(client.get("/v2/models/tiny/versions/blue/ready"), 404, "blue", "champion")
 
 
 def test_the_sums_forget_the_version_that_is_longest_unused() -> None:

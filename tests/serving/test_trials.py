@@ -164,7 +164,7 @@ def test_a_shadow_answers_nobody_and_its_differences_go_to_people(watched: Serve
 
 
 def test_a_canary_answers_its_share_and_the_same_image_always_meets_the_same_version(watched: Served) -> None:
-    """Half of the users must not see their own answers flicker."""
+    """Half of the users must not see their own answers flicker; and who asks for a version by its number gets that one."""
     watched.model("mine")
     challenger = classifier_bundle(watched.context, "mine", onnx_bytes=classifier_onnx(sharpness=9), promote=False)
     with watched.client() as client:
@@ -179,6 +179,7 @@ def test_a_canary_answers_its_share_and_the_same_image_always_meets_the_same_ver
         first = versions()
         assert versions() == first
         assert 8 < first.count(challenger) < 32
+        assert {client.post("/v1/predict/mine@1", content=data).json()["version"] for data in images} == {1}
         assert client.post(f"/v1/models/mine/versions/{challenger}:promote").status_code == 200
         assert set(versions()) == {challenger}
     with watched.context.database.read() as session:
