@@ -1,10 +1,10 @@
-"""The routes by which people manage what serves: versions, evaluations, batches, copies. One line in the composition root."""
+"""The routes by which people manage what serves, by subject. One line in the composition root."""
 
 from __future__ import annotations
 
 from litestar import Router
 
-from serving import batches, copies, evaluations, versions
+from serving import adoptions, batches, copies, evaluations, versions
 from serving.auth import Keyring
 from serving.bodies import Bodies
 from sutdol.context import Context
@@ -12,4 +12,4 @@ from sutdol.context import Context
 
 def routers(context: Context, keyring: Keyring, bodies: Bodies) -> list[Router]:
     """One router per subject."""
-    return [module.build(context, keyring, bodies) for module in (versions, evaluations, batches, copies)]
+    return [module.build(context, keyring, bodies) for module in (adoptions, versions, evaluations, batches, copies)]

@@ -27,6 +27,7 @@ _ALWAYS = {
     "401": "No key, or one that is unknown, expired or revoked.",
     "403": "The key has not the scope.",
     "404": "There is no such thing; known ones are listed.",
+    "422": "A model that cannot be taken over, with the reason.",
     "500": "Unexpected; quote `incident`.",
     "503": "Busy; try again after `Retry-After` seconds.",
 }
