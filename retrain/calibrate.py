@@ -12,19 +12,19 @@ Errors: ModelError from the model; NotFoundError or ImageError for a sample that
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from retrain import metrics
-from sutdol import scoring
+from sutdol import familiarity, scoring
+from sutdol.familiarity import MAX_BANK, OodStatistics
 from sutdol.images import Rgb, decode
-from sutdol.predictor import Predictor, fit_input, to_tensor
-from sutdol.scoring import OodStatistics
+from sutdol.predictor import Predictor, Raw, fit_input, to_tensor
 from sutdol.tables import DatasetItem
 from sutdol.types import InputSpec, Label, Manifest, Task
 
@@ -72,6 +72,7 @@ def calibrate(
     provenance: dict[str, str],
     check: Callable[[], None] = lambda: None,
     threads: int = 1,
+    low_level: int = 0,
 ) -> Calibrated:
     """Fit everything that is fitted after training.
 
@@ -79,6 +80,7 @@ def calibrate(
         items: of the dataset version; those of the test split are left alone.
         read: a sample's bytes by its id.
         check: called between batches; may raise Cancelled.
+        low_level: the last so many features describe the picture itself (`families.Export`).
     """
     manifest = Manifest(task=task, classes=classes, input=shape, family=family, provenance=provenance)
     predictor = Predictor.from_parts(onnx, manifest, threads=threads)
@@ -90,12 +92,15 @@ def calibrate(
     val_scores, val_features = _run(predictor, val, read, check, keep_scores=task != "detect")
 
     if task == "detect":
-        temperature, score_min = _fit_boxes(predictor, val, read, check)
-        manifest = msgspec.structs.replace(manifest, temperature=temperature, score_min=score_min)
+        manifest = msgspec.structs.replace(manifest, **_fit_boxes(predictor, val, read, check))
     else:
-        manifest = msgspec.structs.replace(manifest, temperature=_fit_temperature(task, classes, val, val_scores))
+        temperature = _fit_temperature(task, classes, val, val_scores)
+        manifest = msgspec.structs.replace(manifest, temperature=temperature)
+        doubts = _doubts(Predictor(predictor.runtime, manifest, None, None, "", 0), val_scores)
+        uncertain_at = float(np.quantile(doubts, FAMILIAR_SHARE)) if len(doubts) >= MIN_VAL else None
+        manifest = msgspec.structs.replace(manifest, uncertain_at=uncertain_at)
     labels = _class_indices(train, classes) if task == "classify" else None
-    fitted = fit_familiarity(train_features, labels, val_features, normalise=task != "detect")
+    fitted = fit_familiarity(train_features, labels, val_features, normalise=task != "detect", low_level=low_level)
     files = {"model.onnx": onnx}
     ood = None
     if fitted is not None:
@@ -109,7 +114,7 @@ def calibrate(
 
 
 def fit_familiarity(
-    train: Float32, labels: NDArray[np.integer] | None, val: Float32, *, normalise: bool
+    train: Float32, labels: NDArray[np.integer] | None, val: Float32, *, normalise: bool, low_level: int = 0
 ) -> tuple[OodStatistics, float] | None:
     """OOD statistics and the score from which an image counts as unfamiliar; None with fewer than MIN_FAMILIAR images.
 
@@ -118,18 +123,20 @@ def fit_familiarity(
     """
     if len(train) < MIN_FAMILIAR:
         return None
+    most = MAX_BANK if normalise else 0
+
+    def learn(features: Float32, classes: NDArray[np.integer] | None) -> OodStatistics:
+        return familiarity.learn(features, classes, normalise=normalise, most=most, low_level=low_level)
+
+    statistics = learn(train, labels)
     if len(val) >= MIN_VAL:
-        statistics = scoring.fit_ood(train, labels, held_out=val, normalise=normalise)
-        scores = statistics.score(val)
+        distances = statistics.distances(val)
     else:
-        logs = [_out_of_fold(train, labels, normalise=normalise)]
-        statistics = scoring.fit_ood(train, labels, held_out=train, normalise=normalise)
+        distances = _out_of_fold(train, labels, learn)
         if len(val):
-            logs.append(statistics.score(val) * statistics.log_std + statistics.log_mean)
-        distances = np.concatenate(logs)
-        mean, std = float(distances.mean()), float(max(distances.std(), 1e-3))
-        statistics = dataclasses.replace(statistics, log_mean=mean, log_std=std)
-        scores = (distances - mean) / std
+            distances = np.concatenate([distances, statistics.distances(val)])
+    statistics = statistics.scaled_by(distances)
+    scores = statistics.standardised(distances)[1]
     normal = float(scores.mean() + NORMAL_QUANTILE * scores.std())
     return statistics, max(float(np.quantile(scores, FAMILIAR_SHARE)), normal)
 
@@ -154,16 +161,24 @@ def best_score_min(scores: NDArray[np.floating], hits: NDArray[np.bool_], object
     return min(max(best, SCORE_MIN_RANGE[0]), SCORE_MIN_RANGE[1])
 
 
-def _out_of_fold(train: Float32, labels: NDArray[np.integer] | None, *, normalise: bool) -> NDArray[np.float64]:
-    """Log squared distance of every training image to the statistics of the other folds."""
+def _out_of_fold(
+    train: Float32,
+    labels: NDArray[np.integer] | None,
+    learn: Callable[[Float32, NDArray[np.integer] | None], OodStatistics],
+) -> NDArray[np.float64]:
+    """Log distances of every training image to what the other folds know."""
     fold = np.random.default_rng(0).permutation(len(train)) % min(FOLDS, len(train) // 2)
-    out = np.empty(len(train))
+    parts = []
     for k in np.unique(fold):
-        inside, outside = fold != k, fold == k
-        known = None if labels is None else labels[inside]
-        statistics = scoring.fit_ood(train[inside], known, held_out=train[inside], normalise=normalise)
-        out[outside] = statistics.score(train[outside]) * statistics.log_std + statistics.log_mean
-    return out
+        inside = fold != k
+        parts.append(learn(train[inside], None if labels is None else labels[inside]).distances(train[~inside]))
+    return np.concatenate(parts)
+
+
+def _doubts(predictor: Predictor, scores: Float32) -> NDArray[np.float64]:
+    """1 - margin of each row of logits (n, classes)."""
+    raw = Raw(scores, np.zeros((len(scores), 1), np.float32))
+    return np.array([1.0 - predictor.interpret(raw, i, (1, 1)).margin for i in range(len(scores))])
 
 
 def _fit_temperature(task: Task, classes: list[str], val: Sequence[DatasetItem], scores: Float32) -> float:
@@ -180,22 +195,30 @@ def _fit_temperature(task: Task, classes: list[str], val: Sequence[DatasetItem],
 
 def _fit_boxes(
     predictor: Predictor, val: Sequence[DatasetItem], read: Callable[[str], bytes], check: Callable[[], None]
-) -> tuple[float, float]:
-    """(temperature, score_min) from what the detector finds on val, matched to the truth at an overlap of one half."""
-    judged, scores, hits, objects = predictor.evaluating(), [], [], 0
+) -> dict[str, Any]:
+    """temperature, score_min and difficulty from what the detector finds on val, matched to the truth at an overlap of one
+    half; nothing where val holds too few detections."""
+    judged, outcomes = predictor.evaluating(), []
     for item in val:
         check()
         truth = msgspec.convert(item.value, Label).boxes
-        objects += len(truth)
-        for detection in metrics.match_image(judged.predict_bytes(read(item.sample_id)).boxes, truth):
-            if detection.score >= CANDIDATE_MIN:
-                scores.append(detection.score)
-                hits.append(bool(detection.hits & 1))
-    if len(scores) < MIN_BOXES or not any(hits):
-        return predictor.manifest.temperature, predictor.manifest.score_min
-    odds, real = scoring.log_odds(np.asarray(scores)), np.asarray(hits)
+        found = metrics.match_image(judged.predict_bytes(read(item.sample_id)).boxes, truth)
+        names = [box.label for box in truth]
+        outcomes.append(metrics.Outcome(item.sample_id, False, names, [], 0.0, detections=found))
+    candidates = [d for o in outcomes for d in o.detections if d.score >= CANDIDATE_MIN]
+    real = np.asarray([bool(d.hits & 1) for d in candidates])
+    if len(candidates) < MIN_BOXES or not real.any():
+        return {}
+    odds = scoring.log_odds(np.asarray([d.score for d in candidates]))
     temperature = scoring.fit_binary_temperature(odds, real)
-    return temperature, best_score_min(scoring.sigmoid(odds, temperature=temperature), real, objects)
+    objects = sum(len(o.truth) for o in outcomes)
+    ranking = metrics.Ranking(outcomes)
+    precision = ranking.average_precision()[0]
+    return {
+        "temperature": temperature,
+        "score_min": best_score_min(scoring.sigmoid(odds, temperature=temperature), real, objects),
+        "difficulty": {name: 1.0 - float(ap) for name, ap in zip(ranking.classes, precision, strict=True)},
+    }
 
 
 def _run(

@@ -49,6 +49,7 @@ class Result(msgspec.Struct, frozen=True):
         sha256: of `model.onnx` and `weights.safetensors`.
         parity: largest |ONNX - torch| found at export.
         versions: of the libraries that took part.
+        low_level: the last so many features describe the picture itself (see `families.Export`).
     """
 
     input: InputSpec
@@ -56,6 +57,7 @@ class Result(msgspec.Struct, frozen=True):
     parity: float
     sha256: dict[str, str]
     versions: dict[str, str]
+    low_level: int = 0
 
 
 def read_result(run_dir: Path) -> Result | None:
@@ -121,7 +123,7 @@ def run(spec: Spec, reporter: Reporter) -> None:
         "model.onnx": hashlib.sha256(exported.onnx).hexdigest(),
         "weights.safetensors": hashlib.sha256(weights.read_bytes()).hexdigest(),
     }
-    result = Result(exported.input, exported.opset, exported.parity, digests, _versions())
+    result = Result(exported.input, exported.opset, exported.parity, digests, _versions(), exported.low_level)
     write_atomically(run_dir / "result.json", msgspec.json.encode(result))
 
 

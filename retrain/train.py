@@ -269,6 +269,7 @@ class _Attempt:
                 },
                 check=self._check,
                 threads=self.context.settings.inference_threads or os.cpu_count() or 1,
+                low_level=result.low_level,
             )
             weights = (self.folder / "weights.safetensors").read_bytes()
             files = calibrated.files | {"weights.safetensors": weights}

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from sutdol import images, registry, scoring
 from sutdol.errors import InputError, ModelError
+from sutdol.familiarity import OodStatistics
 from sutdol.runtime import Float32, Runtime
-from sutdol.scoring import OodStatistics
 from sutdol.stores import Store
 from sutdol.types import Box, ClassScore, InputSpec, Manifest, Prediction
 
@@ -178,6 +178,32 @@ class Predictor:
         if self.manifest.task == "detect":
             return self._boxes(raw.scores[i], original_hw, common)
         return self._classes(raw.scores[i], common)
+
+    def scores(self, raw: Raw, i: int, prediction: Prediction) -> dict[str, float]:
+        """Every score of `scoring.SCORERS` that this version can give, for row `i` and its `prediction`."""
+        manifest = self.manifest
+        common = {"temperature": manifest.temperature, "features": raw.features[i : i + 1], "statistics": self.ood}
+        if manifest.task == "classify":
+            evidence = scoring.Evidence(logits=raw.scores[i : i + 1], **common)  # type: ignore[arg-type]
+        else:
+            evidence = scoring.Evidence(**self._doubtful(raw.scores[i], prediction), **common)  # type: ignore[arg-type]
+        return {
+            name: float(scoring.SCORERS[name].score(evidence)[0])
+            for name in scoring.scorers_for(manifest.task, self.ood)
+        }
+
+    def _doubtful(self, scores: Float32, prediction: Prediction) -> dict[str, object]:
+        """Boxes for the scorers; of a multi-label model every class counts as a box."""
+        manifest = self.manifest
+        if manifest.task == "multilabel":
+            chances = scoring.sigmoid(scores, temperature=manifest.temperature)
+            return {"boxes": [np.stack([chances, np.arange(len(chances))], axis=1)]}
+        index = {name: k for k, name in enumerate(manifest.classes)}
+        found = [(box.confidence or 0.0, index[box.label]) for box in prediction.boxes]
+        best = np.zeros(1) if found else scores[4:].max(initial=0.0, keepdims=True).reshape(1)
+        missed = scoring.sigmoid(scoring.log_odds(best), temperature=manifest.temperature)
+        difficulty = np.array([manifest.difficulty.get(name, 1.0) for name in manifest.classes])
+        return {"boxes": [np.array(found).reshape(-1, 2)], "missed": missed, "difficulty": difficulty}
 
     def warm(self, batch_sizes: tuple[int, ...] = (1,)) -> None:
         """Run once for each batch size and read one answer, so that the first request pays nothing.

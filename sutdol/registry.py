@@ -4,7 +4,7 @@ A version is a row and a bundle of files in the store under `models/{model}/{ver
 
     model.onnx         one self-contained file, outputs `scores` and `features`
     manifest.json      types.Manifest; written last, so a bundle with a manifest is whole
-    scoring.npz        scoring.OodStatistics (may be missing)
+    scoring.npz        familiarity.OodStatistics (may be missing)
     golden.npz         recorded inputs and outputs that every load is compared with
     weights.safetensors  for warm starts (may be missing)
 

@@ -1,22 +1,25 @@
-"""How sure, and how familiar: calibration and out-of-distribution scores, in numpy alone.
+"""How sure the model is: calibration, and every score of an answer by name, in numpy alone.
 
-Two questions, kept apart because they have different answers (facts: a small classifier gives 98 % of pure-noise images a
-confidence above .9, while feature distance finds all of them):
+Two questions, kept apart because they have different answers (measured: a small classifier gives 98 % of pure-noise images
+a confidence above .9, while feature distance finds all of them):
 
-    "is it probably wrong?"   calibrated confidence and margin, from the scores
-    "is it a new kind?"       Mahalanobis++ distance, from the features
+    "is it probably wrong?"   calibrated confidence and margin, from the scores (here)
+    "is it a new kind?"       distance to what is known, from the features (`sutdol.familiarity`)
 
-One sign rule: larger uncertainty and larger OOD score mean "label it sooner".
+    Evidence (logits, or boxes; features) -> SCORERS[name].score -> one number per image
 
-Sources: temperature scaling, Guo et al. 2017 (arXiv:1706.04599); Mahalanobis++, Müller & Hein 2025 (arXiv:2505.18032);
-shrinkage of the covariance, Ledoit & Wolf 2004.
+One sign rule: *larger means label it sooner*. Scores rank by log-odds and differences of logits, never by probabilities:
+those saturate at 1.0 and tie. To add one: a function here and a line in SCORERS.
+
+Sources: temperature scaling, Guo et al. 2017 (arXiv:1706.04599); its prior, Platt 1999; energy, Liu et al. 2020
+(arXiv:2010.03759); GEN, Liu et al. 2023 (CVPR); class difficulty in detection, Yang et al. 2024 (arXiv:2211.11612).
 
 Errors: InputError for wrong shapes, NaN, or nothing to fit on.
 """
 
 from __future__ import annotations
 
-import io
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -24,12 +27,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sutdol.errors import InputError
+from sutdol.familiarity import OodStatistics
+from sutdol.types import Task
 
 Float = NDArray[np.float64]
-Float32 = NDArray[np.float32]
 _GOLDEN_RATIO = (5**0.5 - 1) / 2
-MAX_DIMENSIONS = 256
-"""Features are projected once, at export, to at most so many dimensions: one query costs one small matrix product."""
+TOP_BOXES = 20
+"""A detector's doubt is that of its most doubtful boxes: a plain sum would favour crowded images."""
+GEN_GAMMA, GEN_CLASSES = 0.1, 100
 
 
 def softmax(logits: NDArray[np.floating], *, temperature: float = 1.0) -> Float:
@@ -53,6 +58,9 @@ def log_odds(probabilities: NDArray[np.floating]) -> Float:
 def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
     """The temperature in [0.05, 20] that minimises the negative log likelihood of held-out labels.
 
+    A label counts as right with (n + 1) / (n + 2), as in Platt's scaling: with no error among n labels the likelihood alone
+    would drive every confidence to 1.0, and n labels cannot know that.
+
     Args:
         logits: shape (n, classes).
         labels: class indices, shape (n,).
@@ -64,24 +72,28 @@ def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.integer]) -
         raise InputError(
             f"temperature: expected logits (n, classes) and labels (n,), found {logits.shape}, {labels.shape}"
         )
-    rows = np.arange(len(labels))
+    n, classes = logits.shape
+    z = np.asarray(logits, np.float64)
+    doubt = 1 / (n + 2) if classes > 1 else 0.0
+    own = z[np.arange(n), labels]
+    expected = (1 - doubt) * own + doubt * (z.sum(axis=1) - own) / max(classes - 1, 1)
 
     def loss(temperature: float) -> float:
-        scaled = np.asarray(logits, np.float64) / temperature
-        top = scaled.max(axis=1)
-        return float(np.mean(np.log(np.exp(scaled - top[:, None]).sum(axis=1)) + top - scaled[rows, labels]))
+        return float(np.mean(_log_sum(z / temperature) - expected / temperature))
 
-    return _best_temperature(loss, n=len(labels))
+    return _best_temperature(loss, n=n)
 
 
 def fit_binary_temperature(odds: NDArray[np.floating], hits: NDArray[np.bool_]) -> float:
     """As `fit_temperature`, for boxes: log-odds of each box's score (n,), and whether it is a real object (n,)."""
     if odds.shape != hits.shape or odds.ndim != 1:
         raise InputError(f"temperature: expected log-odds (n,) and hits (n,), found {odds.shape} and {hits.shape}")
+    doubt = 1 / (len(odds) + 2)
     signs = np.where(hits, 1.0, -1.0)
 
     def loss(temperature: float) -> float:
-        return float(np.mean(np.logaddexp(0.0, -signs * odds / temperature)))
+        right, wrong = (np.logaddexp(0.0, sign * odds / temperature) for sign in (-signs, signs))
+        return float(np.mean((1 - doubt) * right + doubt * wrong))
 
     return _best_temperature(loss, n=len(odds))
 
@@ -92,128 +104,180 @@ def entropy(probabilities: NDArray[np.floating]) -> Float:
     >>> float(entropy(np.array([0.5, 0.5])))
     1.0
     """
-    p = np.clip(np.asarray(probabilities, np.float64), 1e-12, 1.0)
+    p = np.clip(np.asarray(probabilities, np.float64), 1e-300, 1.0)
     return np.asarray(-(p * np.log(p)).sum(axis=-1) / np.log(max(p.shape[-1], 2)))
 
 
+def binary_entropy(chances: NDArray[np.floating]) -> Float:
+    """Entropy of yes or no at these chances, in [0, 1]: 1 at a half, 0 at both ends; element-wise."""
+    p = np.asarray(chances, np.float64)
+    return entropy(np.stack([p, 1 - p], axis=-1))
+
+
 @dataclass(frozen=True)
-class OodStatistics:
-    """What "familiar" means for one model version: a metric and the centres of its classes.
+class Evidence:
+    """What scorers may know about n answered images of one model version; every part may be missing.
 
     Attributes:
-        projection: (d, d') whitens features: in its image, Mahalanobis distance is Euclidean distance.
-        centres: (k, d') projected class means; k = 1 where there are no classes (detectors).
-        log_mean, log_std: of the log squared distance of held-out familiar images; scores are given in these units.
-        normalise: features are scaled to length 1 first (Mahalanobis++; not for detectors).
+        temperature: of the version's manifest; logits are divided by it.
+        logits: (n, classes) of a classifier.
+        boxes: of a detector, per image an array (m, 2) of calibrated confidence and class index; m may be 0.
+        missed: of a detector, per image the highest calibrated confidence among what it did not report (n,).
+        difficulty: of a detector, weight of each class (classes,): 1 - its average precision, or None for equal ones.
+        features, statistics: (n, d), and what they are compared with.
     """
 
-    projection: Float32
-    centres: Float32
-    log_mean: float
-    log_std: float
-    normalise: bool
+    temperature: float = 1.0
+    logits: NDArray[np.floating] | None = None
+    boxes: Sequence[NDArray[np.floating]] | None = None
+    missed: NDArray[np.floating] | None = None
+    difficulty: NDArray[np.floating] | None = None
+    features: NDArray[np.floating] | None = None
+    statistics: OodStatistics | None = None
 
-    def score(self, features: NDArray[np.floating]) -> Float:
-        """OOD scores (n,) of features (n, d); 0 is an average familiar image, larger is stranger."""
-        points = _direction(features, self.normalise) @ self.projection - self._middle
-        offsets, squares = self._offsets
-        nearest = offsets[(squares - 2 * (points @ offsets.T)).argmin(axis=1)]
-        squared = ((points - nearest).astype(np.float64) ** 2).sum(axis=1)
-        return np.asarray((np.log(squared + 1e-12) - self.log_mean) / self.log_std)
-
-    @cached_property
-    def _middle(self) -> Float32:
-        return np.asarray(self.centres.mean(axis=0), np.float32)
+    def __post_init__(self) -> None:
+        for name, array in (("logits", self.logits), ("features", self.features)):
+            if array is not None and (array.ndim != 2 or not np.isfinite(array).all()):
+                raise InputError(f"{name}: expected finite numbers (n, k), found shape {array.shape} or NaN")
+        for box in self.boxes or []:
+            if box.ndim != 2 or box.shape[1] != 2 or not ((box[:, 0] >= 0) & (box[:, 0] <= 1)).all():
+                raise InputError(f"boxes: expected confidence in [0, 1] and class (m, 2), found {box.shape} or outside")
 
     @cached_property
-    def _offsets(self) -> tuple[Float32, Float32]:
-        """Centres seen from their middle, and their squared lengths: the nearest one then costs one matrix product."""
-        offsets = np.ascontiguousarray(self.centres - self._middle, np.float32)
-        return offsets, np.asarray((offsets**2).sum(axis=1), np.float32)
-
-    def to_bytes(self) -> bytes:
-        """The file `scoring.npz`."""
-        buffer = io.BytesIO()
-        numbers = np.array([self.log_mean, self.log_std, float(self.normalise)])
-        np.savez(buffer, projection=self.projection, centres=self.centres, numbers=numbers)
-        return buffer.getvalue()
-
-    @staticmethod
-    def from_bytes(data: bytes) -> OodStatistics:
-        """Read `scoring.npz`; never unpickles.
-
-        Raises:
-            InputError: not such a file.
-        """
-        try:
-            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-                log_mean, log_std, normalise = (float(v) for v in arrays["numbers"])
-                return OodStatistics(arrays["projection"], arrays["centres"], log_mean, log_std, bool(normalise))
-        except (ValueError, KeyError, OSError) as error:
-            raise InputError(f"scoring.npz: {error}") from error
+    def distances(self) -> tuple[Float, Float]:
+        """Of the features, in standard deviations of familiar images: each (n, c), and the score that sums them up (n,)."""
+        if self.features is None or self.statistics is None:
+            raise InputError("score: expected features and statistics, found none")
+        return self.statistics.standardised(self.statistics.distances(self.features))
 
 
-def fit_ood(
-    features: NDArray[np.floating],
-    labels: NDArray[np.integer] | None,
-    *,
-    held_out: NDArray[np.floating],
-    normalise: bool,
-) -> OodStatistics:
-    """Learn what is familiar from training features; scale by features the model was not trained on.
+@dataclass(frozen=True)
+class Scorer:
+    """A line of SCORERS: what kind of evidence a score is made of, and how; larger means label it sooner.
 
-    Args:
-        features: (n, d) of training images, n >= 2.
-        labels: class index of each (n,), or None for one common centre.
-        held_out: (m, d) of familiar images outside training, m >= 2; they set the units, because training images lie
-            closer to their own centres than any other image does.
-        normalise: scale features to length 1 first.
-
-    Raises:
-        InputError: too few images, wrong shapes, or values that are not finite.
+    `kind` is logits, boxes or features; the score needs `statistics` too when it is features.
     """
-    if features.ndim != 2 or len(features) < 2 or held_out.ndim != 2 or len(held_out) < 2:
-        raise InputError(f"OOD statistics: expected at least 2 x 2 images, found {features.shape} and {held_out.shape}")
-    if not (np.isfinite(features).all() and np.isfinite(held_out).all()):
-        raise InputError("OOD statistics: expected finite features")
-    x = _direction(features, normalise).astype(np.float64)
-    groups = np.zeros(len(x), np.int64) if labels is None else np.asarray(labels)
-    present = np.unique(groups)
-    centres = np.stack([x[groups == c].mean(axis=0) for c in present])
-    residuals = x - centres[np.searchsorted(present, groups)]
-    values, vectors = np.linalg.eigh(_shrunk_covariance(residuals))
-    order = np.argsort(values)  # small variances carry the signal: what never varies among familiar images
-    keep = order[: min(MAX_DIMENSIONS, len(order))]
-    projection = (vectors[:, keep] / np.sqrt(values[keep])).astype(np.float32)
-    projected = (centres @ projection).astype(np.float32)
-    logs = np.log(_squared_distances(_direction(held_out, normalise) @ projection, projected).min(axis=1) + 1e-12)
-    return OodStatistics(projection, projected, float(logs.mean()), float(max(logs.std(), 1e-3)), normalise)
+
+    kind: str
+    score: Callable[[Evidence], Float]
 
 
-def _direction(features: NDArray[np.floating], normalise: bool) -> Float32:
-    x = np.asarray(features, np.float32)
-    if not normalise:
-        return x
-    return np.asarray(x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12))
+def max_probability(evidence: Evidence) -> Float:
+    """Log-odds against the best class: as 1 - confidence, without its ties."""
+    z = np.sort(_logits(evidence), axis=1)
+    return np.asarray(-z[:, -1] if z.shape[1] < 2 else _log_sum(z[:, :-1]) - z[:, -1])
 
 
-def _squared_distances(points: NDArray[np.floating], centres: NDArray[np.floating]) -> Float:
-    difference = points[:, None, :] - centres[None, :, :]
-    return np.asarray(np.einsum("nkd,nkd->nk", difference, difference), np.float64)
+def margin(evidence: Evidence) -> Float:
+    """Log of the second class's probability over the best one's; 0 is a tie. One class alone is never in doubt."""
+    z = _logits(evidence)
+    if z.shape[1] < 2:
+        return np.full(len(z), -np.inf)
+    top = np.partition(z, -2, axis=1)
+    return np.asarray(top[:, -2] - top[:, -1])
 
 
-def _shrunk_covariance(residuals: Float) -> Float:
-    """Ledoit and Wolf's estimate: the sample covariance drawn towards a multiple of the identity, as far as noise demands."""
-    n, d = residuals.shape
-    sample = residuals.T @ residuals / n
-    level = float(np.trace(sample)) / d
-    if level <= 0:
-        return np.eye(d)
-    distance = float(((sample - level * np.eye(d)) ** 2).sum()) / d
-    squares = (residuals**2).sum(axis=1)
-    noise = (float((squares**2).sum()) / n - float((sample**2).sum())) / (n * d)
-    weight = 1.0 if distance <= 0 else min(max(noise / distance, 1e-4), 1.0)
-    return np.asarray((1 - weight) * sample + weight * level * np.eye(d))
+def class_entropy(evidence: Evidence) -> Float:
+    """Entropy of the calibrated probabilities, in [0, 1]."""
+    return entropy(softmax(_logits(evidence)))
+
+
+def energy(evidence: Evidence) -> Float:
+    """Minus the log of the sum of exponentials: low where no class responds."""
+    return -_log_sum(_logits(evidence))
+
+
+def generalised_entropy(evidence: Evidence) -> Float:
+    """GEN: sum over the 100 best classes of p^.1 (1 - p)^.1, which sees small doubts that entropy rounds away."""
+    p = np.sort(softmax(_logits(evidence)), axis=1)[:, -GEN_CLASSES:]
+    return np.asarray((p**GEN_GAMMA * (1 - p).clip(0) ** GEN_GAMMA).sum(axis=1))
+
+
+def box_doubt(evidence: Evidence) -> Float:
+    """Entropy of the most doubtful box, in [0, 1]; 0 without boxes."""
+    return np.array([binary_entropy(box[:, 0]).max(initial=0.0) for box in evidence.boxes or []], np.float64)
+
+
+def box_doubts(evidence: Evidence) -> Float:
+    """Sum of the TOP_BOXES largest box entropies, each times the difficulty of its class; 0 without boxes."""
+    sums = []
+    for box in evidence.boxes or []:
+        weight = 1.0 if evidence.difficulty is None else evidence.difficulty[box[:, 1].astype(int)]
+        sums.append(float(np.sort(binary_entropy(box[:, 0]) * weight)[-TOP_BOXES:].sum()))
+    return np.array(sums, np.float64)
+
+
+def nothing_found(evidence: Evidence) -> Float:
+    """For an image without boxes, 1 + the confidence of the best one that was not reported; 0 for any other image.
+
+    A missed object looks exactly like an empty image, so every empty image stands above every other, and among them the
+    one that nearly had an object stands first.
+    """
+    boxes = evidence.boxes or []
+    missed = np.zeros(len(boxes)) if evidence.missed is None else evidence.missed
+    return np.array([0.0 if len(box) else 1.0 + float(m) for box, m in zip(boxes, missed, strict=True)], np.float64)
+
+
+def mahalanobis(evidence: Evidence) -> Float:
+    """Distance to the nearest class, in standard deviations of familiar images."""
+    return np.asarray(evidence.distances[0][:, 0])
+
+
+def nearest(evidence: Evidence) -> Float:
+    """Distance to the nearest training image, in standard deviations of familiar images; needs a bank."""
+    if evidence.statistics is not None and not len(evidence.statistics.bank):
+        raise InputError("score `nearest`: the statistics hold no bank of images")
+    return np.asarray(evidence.distances[0][:, 1])
+
+
+def low_level(evidence: Evidence) -> Float:
+    """Brightness, contrast and grain of the picture, in standard deviations of familiar ones."""
+    if evidence.statistics is not None and evidence.statistics.low is None:
+        raise InputError("score `low_level`: the features say nothing about the picture itself")
+    return np.asarray(evidence.distances[0][:, -1])
+
+
+def unfamiliar(evidence: Evidence) -> Float:
+    """The sum of both, or the one there is: the `ood_score` of a prediction."""
+    return evidence.distances[1]
+
+
+SCORERS: dict[str, Scorer] = {
+    "max_probability": Scorer("logits", max_probability),
+    "margin": Scorer("logits", margin),
+    "entropy": Scorer("logits", class_entropy),
+    "energy": Scorer("logits", energy),
+    "gen": Scorer("logits", generalised_entropy),
+    "box_doubt": Scorer("boxes", box_doubt),
+    "box_doubts": Scorer("boxes", box_doubts),
+    "nothing_found": Scorer("boxes", nothing_found),
+    "mahalanobis": Scorer("features", mahalanobis),
+    "nearest": Scorer("features", nearest),
+    "low_level": Scorer("features", low_level),
+    "unfamiliar": Scorer("features", unfamiliar),
+}
+
+
+def scorers_for(task: Task, statistics: OodStatistics | None) -> list[str]:
+    """Names of the scores that a version of this task can give: those of its answers, and with `statistics` of features."""
+    kinds = {"boxes" if task == "detect" else "logits"} | ({"features"} if statistics is not None else set())
+    bank, low = (
+        (statistics is not None and len(statistics.bank) > 0),
+        statistics is not None and statistics.low is not None,
+    )
+    missing = {name for name, there in (("nearest", bank), ("low_level", low)) if not there}
+    return [name for name, scorer in SCORERS.items() if scorer.kind in kinds and name not in missing]
+
+
+def _logits(evidence: Evidence) -> Float:
+    if evidence.logits is None:
+        raise InputError("score: expected logits, found none")
+    return np.asarray(evidence.logits, np.float64) / evidence.temperature
+
+
+def _log_sum(z: Float) -> Float:
+    top = z.max(axis=1)
+    return np.asarray(top + np.log(np.exp(z - top[:, None]).sum(axis=1)))
 
 
 def _best_temperature(loss: object, *, n: int) -> float:

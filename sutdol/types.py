@@ -16,7 +16,7 @@ from sutdol.errors import InputError
 
 Task = Literal["classify", "multilabel", "detect"]
 Split = Literal["train", "val", "test"]
-Arm = Literal["drawn", "unfamiliar", "empty", "disagree", "diverse", "weak", "gold"]
+Arm = Literal["drawn", "unfamiliar", "empty", "disagree", "diverse", "weak", "margin", "gold"]
 
 
 class Box(msgspec.Struct, frozen=True):
@@ -68,8 +68,8 @@ class Prediction(msgspec.Struct, frozen=True):
         raw_confidence: the same before calibration.
         margin: distance between the best and the second class in [0, 1]; for boxes 2 * |confidence - 0.5| of the least
             certain kept box, 0 when nothing was found (a missed object looks exactly like this).
-        ood_score: log squared Mahalanobis distance in standard deviations of familiar images; larger is stranger.
-            None when the model carries no statistics.
+        ood_score: distance from what the model knows, in standard deviations of familiar images; larger is stranger (see
+            `familiarity`). None when the model carries no statistics.
         width_px, height_px: size of the normalised image.
         features: penultimate features, float32, for the log of picked samples and for tests; not sent to clients.
     """
@@ -113,6 +113,8 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=False):
         score_min, nms_iou, max_boxes: detection only; boxes below `score_min` (calibrated) are not reported.
         multilabel_min: calibrated confidence from which a class counts as present.
         unfamiliar_at: `ood_score` from which an image counts as unfamiliar; None without statistics.
+        uncertain_at: 1 - `margin` from which an answer counts as uncertain; None with too few val images to tell.
+        difficulty: detection only, 1 - average precision on val by class name; a doubt about a hard class weighs more.
         files: sha256 of the bundle's other files by name (`model.onnx`, `scoring.npz`, `golden.npz`, ...).
         provenance: who made it from what, for people (run, dataset version, family, library versions).
     """
@@ -123,6 +125,8 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=False):
     family: str
     temperature: float = 1.0
     unfamiliar_at: float | None = None
+    uncertain_at: float | None = None
+    difficulty: dict[str, float] = {}
     score_min: float = 0.25
     nms_iou: float = 0.6
     max_boxes: int = 300

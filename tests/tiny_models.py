@@ -13,9 +13,9 @@ from onnx import TensorProto, helper, numpy_helper
 from sutdol import registry
 from sutdol.context import Context
 from sutdol.errors import NotFoundError
+from sutdol.familiarity import fit_ood
 from sutdol.images import encode_png
 from sutdol.predictor import Predictor
-from sutdol.scoring import fit_ood
 from sutdol.types import InputSpec, Manifest
 
 SIDE_PX = 32
@@ -120,7 +120,7 @@ def classifier_bundle(
     files = {"model.onnx": onnx_bytes}
     if ood:
         features = rng.normal(0.5, 0.1, (200, len(CLASSES))).astype(np.float32)
-        statistics = fit_ood(features, None, held_out=features, normalise=False)
+        statistics = fit_ood(features[:100], None, held_out=features[100:], normalise=False)
         files["scoring.npz"] = statistics.to_bytes()
         manifest = Manifest(
             task="classify",

@@ -84,12 +84,16 @@ class Hooks(Protocol):
 
 @dataclass(frozen=True)
 class Export:
-    """One ONNX file as bytes and how to feed it; `parity` is the largest |ONNX - torch| over outputs and a test batch."""
+    """One ONNX file as bytes and how to feed it; `parity` is the largest |ONNX - torch| over outputs and a test batch.
+
+    The last `low_level` features describe the picture itself (`_export.picture`), whatever the net makes of it.
+    """
 
     onnx: bytes
     input: InputSpec
     opset: int
     parity: float
+    low_level: int = 0
 
 
 PARITY_MAX = 1e-3

@@ -149,11 +149,11 @@ def fit(spec: Spec, hooks: Hooks) -> Path:
 
 
 def to_onnx(spec: Spec, weights: Path) -> Export:
-    """Logits and penultimate features in one file, compared with torch on a batch of three."""
+    """Logits and features (penultimate, then those of the picture) in one file, compared with torch on a batch of three."""
     import torch
     from safetensors.torch import load_file
 
-    from retrain.families._export import export
+    from retrain.families._export import LOW_LEVEL, export, picture
 
     model = build(spec)
     model.load_state_dict(load_file(weights))
@@ -165,7 +165,7 @@ def to_onnx(spec: Spec, weights: Path) -> Export:
 
         def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             features = self.net.forward_head(self.net.forward_features(images), pre_logits=True)
-            return self.net.get_classifier()(features), features
+            return self.net.get_classifier()(features), torch.cat([features, picture(images)], 1)
 
     size = int(spec.params["image_size"])
     wrapped = WithFeatures().eval()
@@ -174,7 +174,7 @@ def to_onnx(spec: Spec, weights: Path) -> Export:
         if not torch.allclose(wrapped(probe)[0], model.eval()(probe), atol=1e-4):
             raise TrainingError(f"architecture {spec.params['architecture']!r}: its head is more than one linear layer")
     onnx, parity = export(wrapped, probe, opset=OPSET)
-    return Export(onnx, InputSpec((size, size), "stretch", MEAN, STD), OPSET, parity)
+    return Export(onnx, InputSpec((size, size), "stretch", MEAN, STD), OPSET, parity, LOW_LEVEL)
 
 
 def one_cycle(progress: float) -> float:

@@ -74,6 +74,35 @@ def test_nothing_found_is_the_least_certain_answer() -> None:
     assert (found.boxes, found.confidence, found.margin) == ([], 0.0, 0.0)
 
 
+def test_every_score_of_an_answer_comes_by_its_name(context: Context) -> None:
+    """A picked sample carries them all, so that people can ask later why it was picked and what else would have."""
+    predictor = Predictor.open(context.store, "tiny", tiny_models.classifier_bundle(context))
+    raw = predictor.run(predictor.prepare(np.full((32, 32, 3), 90, np.uint8))[None])
+    answer = predictor.interpret(raw, 0, (32, 32))
+    scores = predictor.scores(raw, 0, answer)
+    assert set(scores) == {
+        "max_probability",
+        "margin",
+        "entropy",
+        "energy",
+        "gen",
+        "mahalanobis",
+        "nearest",
+        "unfamiliar",
+    }
+    assert scores["unfamiliar"] == pytest.approx(answer.ood_score)
+
+
+@pytest.mark.parametrize(("chance", "empty"), [(0.1, True), (0.9, False)])
+def test_a_detector_says_how_near_it_was_to_finding_something(chance: float, empty: bool) -> None:
+    """An object just below the threshold is the likeliest miss."""
+    predictor = Predictor.from_parts(detector_onnx([(30, 30, 20, 20, chance, 0)]), DETECTOR)
+    raw = predictor.run(np.zeros((1, 3, 64, 64), np.float32))
+    scores = predictor.scores(raw, 0, predictor.interpret(raw, 0, (64, 64)))
+    assert scores["nothing_found"] == pytest.approx(1.1 if empty else 0.0)
+    assert (scores["box_doubts"] == 0) == empty
+
+
 def test_judging_sees_the_whole_ranking() -> None:
     """Mean average precision counts boxes that people never see."""
     predictor = Predictor.from_parts(detector_onnx([(30, 30, 20, 20, 0.1, 0)]), DETECTOR)

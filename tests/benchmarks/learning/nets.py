@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 
 from retrain import calibrate
 from retrain.families import Export, Item, Spec, _export, get_family, timm
-from sutdol import scoring
+from sutdol import familiarity, scoring
 from sutdol.demo import digits as worlds
+from sutdol.familiarity import OodStatistics
 from sutdol.images import encode_png
 from sutdol.predictor import Predictor, Raw
-from sutdol.scoring import OodStatistics
 from sutdol.tables import DatasetItem
 from sutdol.types import Label, Manifest
 
@@ -109,7 +109,7 @@ def net(name: str, train: Part, val: Part, classes: list[str], *, seed: int, **p
         found = _calibrated(train, val, classes, seed=seed, **params)
         return found.files["model.onnx"], msgspec.json.encode(found.manifest), found.files["scoring.npz"]
 
-    onnx, manifest, statistics = kept(f"{name}-{seed}", make, timm, _export, calibrate, scoring)
+    onnx, manifest, statistics = kept(f"{name}-{seed}", make, timm, _export, calibrate, familiarity, scoring)
     return Predictor.from_parts(
         onnx, msgspec.json.decode(manifest, type=Manifest), OodStatistics.from_bytes(statistics)
     )
@@ -150,4 +150,5 @@ def _calibrated(train: Part, val: Part, classes: list[str], *, seed: int, **para
         items=items,
         read=files.__getitem__,
         provenance={},
+        low_level=export.low_level,
     )
