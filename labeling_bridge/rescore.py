@@ -26,7 +26,7 @@ REVIEW_ARM = "review"
 """Tasks that show a label of a data set, and not the model's answer; see `review`."""
 KEPT_ARMS = ("drawn", "gold", REVIEW_ARM)
 """Never withdrawn: they would bias the estimate of live accuracy, measure labelers, or were asked for by somebody."""
-SCORED = ("answer", "version", "priority", "uncertainty", "ood_score")
+SCORED = ("answer", "version", "priority", "uncertainty", "ood_score", "scores", "features")
 """What scoring changes in a row."""
 
 
@@ -48,7 +48,7 @@ def rescore(store: Store, predictor: Predictor, rows: list[LabelTask]) -> Rescor
             found.scored.append(row)
             continue
         try:
-            prediction = predictor.predict_bytes(store.get(f"samples/{row.sample_id}"))
+            prediction, scores, features = predictor.examine(store.get(f"samples/{row.sample_id}"))
         except (ImageError, NotFoundError):
             found.unusable.append(row)
             continue
@@ -59,7 +59,7 @@ def rescore(store: Store, predictor: Predictor, rows: list[LabelTask]) -> Rescor
             "classes": msgspec.to_builtins(prediction.classes),
             "boxes": msgspec.to_builtins(prediction.boxes),
         }
-        row.version = predictor.version
+        row.version, row.scores, row.features = predictor.version, scores, features
         if row.arm not in KEPT_ARMS:  # the order of `drawn` depends on time alone, and gold tasks hide among them
             row.priority = sampling.priority(prediction, predictor.manifest)
         row.uncertainty, row.ood_score = 1.0 - prediction.margin, prediction.ood_score

@@ -82,7 +82,9 @@ def calibrate(
         check: called between batches; may raise Cancelled.
         low_level: the last so many features describe the picture itself (`families.Export`).
     """
-    manifest = Manifest(task=task, classes=classes, input=shape, family=family, provenance=provenance)
+    manifest = Manifest(
+        task=task, classes=classes, input=shape, family=family, provenance=provenance, low_level=low_level
+    )
     predictor = Predictor.from_parts(onnx, manifest, threads=threads)
     train = [item for item in items if item.split == "train"]
     val = [item for item in items if item.split == "val"]

@@ -168,6 +168,7 @@ class _Attempt:
             },
             check=self._check,
             threads=self._threads(),
+            low_level=before.low_level,
         )
         store = self.context.store
         with self.running.commit() as session:

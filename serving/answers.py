@@ -46,7 +46,7 @@ class Queued(msgspec.Struct):
     """The image was picked for labelling."""
 
     arms: list[str]
-    """drawn (by chance), unfamiliar, empty."""
+    """drawn (by chance), or one of `sampling.ARMS`: unfamiliar, empty, disagree, weak, diverse, margin."""
     reason: str
 
 
@@ -190,6 +190,9 @@ def compose(answer: Answer, metrics: Metrics, keep_share: float = 0.0) -> Entry:
             uncertainty=1.0 - prediction.margin,
             ood_score=prediction.ood_score,
             answer=logged,
+            scores=answer.scores,
+            features=answer.features,
+            collection_id=picked.collection_id,
         )
     kept = image if picked.arms or uniform("keep", image.sample_id) < keep_share else None
     return Entry(item.ticket, ask.render(reply), ((PredictionRow, row),), image=kept, task=task)

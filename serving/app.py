@@ -25,6 +25,7 @@ from serving import (
     frames,
     inference_operations,
     inference_protocol,
+    learning,
     live,
     management,
     openapi,
@@ -136,6 +137,7 @@ def create_app(context: Context, routers: list[Router] | None = None) -> Front:
             operations.build(context, slots, follower, engine, log, keyring, metrics),
             trials.build(context, slots, keyring),
             *management.routers(context, keyring, bodies),
+            learning.build(context, keyring),
             inference_protocol.build(
                 slots, engine, keyring, bodies, ready=partial(operations.in_the_way, slots, follower, engine, log)
             ),

@@ -38,6 +38,7 @@ from serving.tickets import Ticket, settle
 from sutdol import images
 from sutdol.appearance import Appearance, appearance
 from sutdol.errors import BusyError, InputError, ModelError, NotFiniteError, SutdolError
+from sutdol.familiarity import pack
 from sutdol.images import Image
 from sutdol.predictor import Raw
 from sutdol.registry import split
@@ -84,6 +85,10 @@ class Answer:
     picked: Picked
     duration_ms: float
     appearance: Appearance
+    scores: dict[str, float]
+    """Every score by name, of a picked image; empty otherwise."""
+    features: bytes | None
+    """Of a picked image, see `familiarity.pack`."""
 
 
 @dataclass(slots=True)
@@ -315,7 +320,9 @@ class Engine:
             picked = loaded.sampler.pick(one.image.sample_id, prediction, predictor.manifest, at=now())
             duration_ms = (time.perf_counter() - one.item.accepted) * 1000
             looks = appearance(one.tensor, predictor.manifest.input)
-            answer = Answer(one.item, loaded, one.image, prediction, picked, duration_ms, looks)
+            scores = predictor.scores(raw, i, prediction) if picked.arms else {}
+            features = pack(predictor.ood, raw.features[i]) if picked.arms else None
+            answer = Answer(one.item, loaded, one.image, prediction, picked, duration_ms, looks, scores, features)
             entry = self._compose(answer)
             self._log_writer.submit(entry)
             if self._shadow is not None:

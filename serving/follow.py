@@ -25,6 +25,7 @@ from sutdol import rollouts, sampling
 from sutdol.context import Context
 from sutdol.db import upsert
 from sutdol.errors import SutdolError
+from sutdol.focus import Focus, read_focus
 from sutdol.tables import Alias, LabelTask, Model, ModelVersion, Replica, Rollout, now
 
 FOLLOW_S = 0.3
@@ -204,11 +205,13 @@ class Follower:
         with self._context.database.read() as session:
             open_tasks = _count_by_model(session, waiting)
             queued_today = _count_by_model(session, recent)
+            focus = {slug: read_focus(session, slug, v.version) for slug, v in self._slots.current().items()}
         for slug, sampler in self._slots.samplers():
             drawn, other = sampling.rates(
                 settings, open_tasks=open_tasks.get(slug, 0), queued_today=queued_today.get(slug, 0)
             )
             sampler.set_rates(drawn, other)
+            sampler.set_focus(focus.get(slug, Focus()))
 
     def _heartbeat(self) -> None:
         serving = self._slots.serving()

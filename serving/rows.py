@@ -24,6 +24,8 @@ from sutdol.tables import LabelTask, Sample
 
 Values = dict[str, Any]
 _JSON = msgspec.json.Encoder()
+_DRAWABLE = ("candidate", "merged", "withdrawn")
+"""States of a task of another arm that chance may still draw: nobody has been asked."""
 
 
 class Unreachable(Exception):
@@ -112,7 +114,7 @@ class Rows:
         return self._statements[key]
 
     def _draw(self) -> _Statement:
-        """One that another arm made earlier becomes `drawn` while nobody has queued it."""
+        """One that another arm made earlier becomes `drawn` while nobody has queued it, also when it was laid aside."""
         if ("draw",) not in self._statements:
             table: sa.Table = LabelTask.__table__  # type: ignore[attr-defined]
             own = {n: sa.bindparam(f"b_{n}", type_=table.c[n].type) for n in ("model", "sample_id")}
@@ -120,9 +122,12 @@ class Rows:
             statement = (
                 sa.update(table)
                 .where(table.c.model == own["model"], table.c.sample_id == own["sample_id"])
-                .where(table.c.state == sa.text("'candidate'"), table.c.arm != sa.text("'drawn'"))
+                .where(
+                    sa.or_(*(table.c.state == sa.text(f"'{s}'") for s in _DRAWABLE)), table.c.arm != sa.text("'drawn'")
+                )
                 .values(
-                    {n: sa.bindparam(f"b_{n}", type_=table.c[n].type) for n in changed} | {"arm": sa.text("'drawn'")}
+                    {n: sa.bindparam(f"b_{n}", type_=table.c[n].type) for n in changed}
+                    | {"arm": sa.text("'drawn'"), "state": sa.text("'candidate'"), "merged_into": sa.null()}
                 )
             )
             self._statements["draw",] = self._compiled(statement, table)

@@ -81,6 +81,7 @@ class Slots:
         self._errors: dict[str, str] = {}
         self._swap_ms: dict[str, float] = {}
         self._samplers: dict[str, Sampler] = {}
+        self._arms = sampling.arms_of(context.settings)
         self._swapping = threading.RLock()
         self._loader = Loader(context, self._sampler)
         self._log = structlog.get_logger("serving.slots")
@@ -487,5 +488,5 @@ class Slots:
         with self._swapping:
             if slug not in self._samplers:
                 drawn, other = sampling.rates(self._context.settings, open_tasks=0, queued_today=0)
-                self._samplers[slug] = Sampler(slug, drawn_rate=drawn, other_rate=other)
+                self._samplers[slug] = Sampler(slug, drawn_rate=drawn, other_rate=other, arms=self._arms)
             return self._samplers[slug]

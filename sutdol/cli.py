@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, Parameter
 from rich.console import Console
 
-from sutdol import __version__, cli_batch, cli_datasets, cli_evaluate, cli_monitor, cli_versions, images
+from sutdol import __version__, cli_batch, cli_datasets, cli_evaluate, cli_learning, cli_monitor, cli_versions, images
 from sutdol.context import open_context
 from sutdol.errors import SetupError, SutdolError
 from sutdol.terminal import Home, console, open_home, parse_params, settings_of, sibling
@@ -312,6 +312,7 @@ def keys_revoke(key_id: str, *, home: Home = None) -> None:
 
 
 cli_versions.add_to(app, open_home, console)
+cli_learning.add_to(app, open_home, console)
 cli_monitor.add_to(app)
 cli_batch.add_to(app, open_home, sibling, console)
 cli_evaluate.add_to(app, open_home, sibling, console)

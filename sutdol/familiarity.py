@@ -257,6 +257,18 @@ def learn(
     )
 
 
+def pack(statistics: OodStatistics | None, features: NDArray[np.floating]) -> bytes | None:
+    """Features (d,) of one image as the log keeps them: projected, float16; None without a projection to compare them in."""
+    if statistics is None:
+        return None
+    return bytes(statistics.project(features[None])[0].astype(np.float16).tobytes())
+
+
+def unpack(data: bytes | None) -> Float32 | None:
+    """The inverse of `pack`: (m,), or None."""
+    return None if data is None else np.frombuffer(data, np.float16).astype(np.float32)
+
+
 def _direction(features: NDArray[np.floating], normalise: bool) -> Float32:
     x = np.asarray(features, np.float32)
     if not normalise:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from sutdol import images, registry, scoring
 from sutdol.errors import InputError, ModelError
-from sutdol.familiarity import OodStatistics
+from sutdol.familiarity import OodStatistics, pack
 from sutdol.runtime import Float32, Runtime
 from sutdol.stores import Store
 from sutdol.types import Box, ClassScore, InputSpec, Manifest, Prediction
@@ -152,6 +152,18 @@ class Predictor:
             scale = max(spec.size_hw[0] / part[0], spec.size_hw[1] / part[1])
             return min(math.ceil(size_hw[0] * scale), size_hw[0]), min(math.ceil(size_hw[1] * scale), size_hw[1])
         return _letterbox(*size_hw, spec)[1]
+
+    def examine(self, data: bytes) -> tuple[Prediction, dict[str, float], bytes | None]:
+        """As `predict_bytes`, with what the log keeps of picked samples: every score by name, and `familiarity.pack`.
+
+        Raises:
+            ImageError, ModelError.
+        """
+        image = images.admit(data)
+        size_hw = (image.height_px, image.width_px)
+        raw = self.run(self.prepare(images.decode(image.data, cover_hw=self.cover(size_hw)))[None])
+        prediction = self.interpret(raw, 0, size_hw)
+        return prediction, self.scores(raw, 0, prediction), pack(self.ood, raw.features[0])
 
     def predict_rgb(self, rgb: images.Rgb, *, size_hw: tuple[int, int] | None = None) -> Prediction:
         """One decoded image; `size_hw` is its original size when it was decoded smaller."""

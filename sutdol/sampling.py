@@ -5,8 +5,13 @@
 `drawn` picks at random with a probability that is logged whether it picks or not; only that makes an honest estimate of
 live accuracy possible later, and it cannot be reconstructed (facts: accuracy from uncertain-only labels is off by 29 to 51
 points). Half of its probability is uniform, half goes with (1 - margin)^2. The draw depends on the content alone: a client
-that retries draws the same. `unfamiliar` (OOD score over its threshold) and `empty` (a detector found nothing) pick at a target
-rate that an online quantile holds through drift, so that a changed world does not flood the labelers.
+that retries draws the same.
+
+The other arms are lines of ARMS, asked in their order; the first that wants a sample has it. Each holds a target rate by an
+online quantile, through drift and across retrains, so that a changed world does not flood the labelers. The rates add up: an
+arm that finds nothing leaves its share to those after it, so the whole stays what the budget says.
+
+`disagree` has no line there: that two versions differ, or that a caller knows better, is known after the answer.
 
 The budget acts on `drawn` through its rate *before* the draw and never afterwards.
 
@@ -18,8 +23,11 @@ from __future__ import annotations
 import hashlib
 import math
 import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from sutdol.errors import SetupError
+from sutdol.focus import Focus, Spot
 from sutdol.settings import Settings
 from sutdol.types import Manifest, Prediction
 
@@ -38,83 +46,211 @@ class Picked:
         inclusion_probability: with which `drawn` picks such an answer, in [0, 1]; logged for every answer.
         reason: in words for the labeler; empty when nothing picked it.
         priority: in [0, 1], larger is labelled sooner; of `drawn` samples it depends on time alone.
+        collection_id: the collection that it was picked for, if any.
     """
 
     arms: list[str]
     inclusion_probability: float
     reason: str
     priority: float
+    collection_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What an arm may know about one answer.
+
+    Attributes:
+        focused: there is anything that the arm `weak` looks for.
+        spot, spot_score: what of the focus it fits, and how well; see `focus.Focus.look`.
+    """
+
+    sample_id: str
+    prediction: Prediction
+    manifest: Manifest
+    focused: bool = False
+    spot: Spot | None = None
+    spot_score: float = 0.0
+
+    @property
+    def chance(self) -> float:
+        """A number in [0, 1) that depends on the content alone; orders candidates that no score can tell apart."""
+        return uniform("arm", self.sample_id)
+
+
+@dataclass(frozen=True)
+class ArmKind:
+    """A line of ARMS: a score per answer (larger is picked sooner, None is no candidate), and its reason in words.
+
+    An arm that does not apply to such answers at all has no share.
+    """
+
+    score: Callable[[Seen], float | None]
+    reason: Callable[[Seen], str]
+    applies: Callable[[Seen], bool] = lambda seen: True
+
+
+def unfamiliar(seen: Seen) -> float | None:
+    """Candidates at random among themselves: the strangest of all are mostly junk (noise, lens caps)."""
+    return seen.chance if is_unfamiliar(seen.prediction, seen.manifest) else None
+
+
+def empty(seen: Seen) -> float | None:
+    """A detector found nothing: missed objects look exactly like this."""
+    return seen.chance if seen.manifest.task == "detect" and not seen.prediction.boxes else None
+
+
+def weak(seen: Seen) -> float | None:
+    """It looks like a weak spot of the last evaluation, or like what people asked for."""
+    return seen.spot_score if seen.spot is not None else None
+
+
+def doubt(seen: Seen) -> float | None:
+    """1 - margin; empty answers of a detector have their own arm."""
+    if seen.manifest.task == "detect" and not seen.prediction.boxes:
+        return None
+    return 1.0 - seen.prediction.margin
+
+
+ARMS: dict[str, ArmKind] = {
+    "unfamiliar": ArmKind(
+        unfamiliar, lambda s: f"unfamiliar: {s.prediction.ood_score:.1f} standard deviations from what the model knows"
+    ),
+    "empty": ArmKind(empty, lambda s: "the detector found nothing here", lambda s: s.manifest.task == "detect"),
+    "weak": ArmKind(weak, lambda s: s.spot.reason if s.spot else "", lambda s: s.focused),
+    "diverse": ArmKind(doubt, lambda s: f"uncertain: {_margin(s)}; one of the most different ones is shown"),
+    "margin": ArmKind(doubt, lambda s: f"uncertain: {_margin(s)}"),
+}
+"""`margin` and `diverse` differ in the window: by doubt alone, or spread over what the doubtful images look like."""
 
 
 class OnlineQuantile:
-    """Holds the share of picked scores at `target`, whatever their distribution does. Not thread-safe by itself.
+    """Holds the share of picks at `target`, whatever the distribution of the scores does. Not thread-safe by itself.
 
     Counts how far the picks of the past are from the target and moves the threshold by a step in units of the scores'
     own spread, so a burst of strange images raises the threshold within a few dozen answers.
+
+    Attributes:
+        floor: the threshold never falls below; the lowest score that there is.
     """
 
-    def __init__(self, target: float) -> None:
+    def __init__(self, target: float, *, floor: float = -math.inf) -> None:
         self.target = target
+        self.floor = floor
         self.threshold = -math.inf
         self._spread = 1.0
+
+    def above(self, score: float | None) -> bool:
+        """Whether such a score would be picked now."""
+        return score is not None and self.target > 0 and score > self.threshold
+
+    def learn(self, score: float | None, *, picked: bool) -> None:
+        """One more answer went by; `score` None was no candidate. `picked` says whether it counts against the target."""
+        if score is not None:
+            if self.threshold == -math.inf:
+                self.threshold = score
+            self._spread += _STEP * (abs(score - self.threshold) - self._spread)
+        step = max(self._spread, 1e-6) * _STEP / max(self.target, 0.01)
+        self.threshold = max(self.threshold + step * ((1.0 if picked else 0.0) - self.target), self.floor)
 
     def exceeds(self, score: float) -> bool:
         """Whether `score` is among the top `target` share, learning from it."""
         if self.threshold == -math.inf:
             self.threshold = score
-        self._spread += _STEP * (abs(score - self.threshold) - self._spread)
-        over = score > self.threshold
-        step = max(self._spread, 1e-6) * _STEP / max(self.target, 0.01)
-        self.threshold += step * ((1.0 if over else 0.0) - self.target)
+        over = self.above(score)
+        self.learn(score, picked=over)
         return over
 
 
 class Sampler:
-    """The arms of one model in one serving process; thread-safe."""
+    """The arms of one model in one serving process; thread-safe.
 
-    def __init__(self, model: str, *, drawn_rate: float, other_rate: float) -> None:
+    Args:
+        drawn_rate: wanted share of answers that `drawn` picks.
+        other_rate: wanted share that all others pick together.
+        arms: names of ARMS, first asked first; each gets an equal share and what those before it leave.
+    """
+
+    def __init__(
+        self, model: str, *, drawn_rate: float, other_rate: float, arms: Sequence[str] = ("unfamiliar", "empty")
+    ) -> None:
         self._model = model
         self._lock = threading.Lock()
-        self._mean_square = 0.05
-        self._drawn_rate = drawn_rate
-        self._unfamiliar = OnlineQuantile(other_rate)
-        self._empty = OnlineQuantile(other_rate)
-        self._disagree = OnlineQuantile(other_rate)
+        self._mean_doubt = 0.05
+        self._drawn_rate, self._other_rate = drawn_rate, other_rate
+        self._arms = [(name, ARMS[name], OnlineQuantile(0.0, floor=0.0)) for name in arms]
+        self._disagree = OnlineQuantile(other_rate, floor=0.0)
+        self._focus = Focus()
 
     def set_rates(self, drawn_rate: float, other_rate: float) -> None:
         """Follow the budget; takes effect with the next answer."""
         with self._lock:
-            self._drawn_rate = drawn_rate
-            self._unfamiliar.target = self._empty.target = self._disagree.target = other_rate
+            self._drawn_rate, self._other_rate = drawn_rate, other_rate
+            self._disagree.target = other_rate
 
-    def pick(self, sample_id: str, prediction: Prediction, manifest: Manifest, *, at: float) -> Picked:
-        """Ask every arm about one answer, given at `at` (epoch seconds)."""
-        doubt = (1.0 - prediction.margin) ** 2
+    def set_focus(self, focus: Focus) -> None:
+        """What the arm `weak` looks for; takes effect with the next answer."""
         with self._lock:
-            probability = drawn_probability(doubt, rate=self._drawn_rate, mean_doubt=self._mean_square)
-            self._mean_square += (doubt - self._mean_square) / _MEMORY
-            arms, reasons = [], []
-            if uniform(self._model, sample_id) < probability:
-                arms.append("drawn")
-                reasons.append(f"drawn at random (1 in {1 / probability:.0f})")
-            if self._chosen(self._unfamiliar, sample_id, is_unfamiliar(prediction, manifest)):
-                arms.append("unfamiliar")
-                reasons.append(f"unfamiliar: {prediction.ood_score:.1f} standard deviations from what the model knows")
-            if self._chosen(self._empty, sample_id, manifest.task == "detect" and not prediction.boxes):
-                arms.append("empty")
-                reasons.append("the detector found nothing here")
-            urgent = freshness(at) if "drawn" in arms else priority(prediction, manifest)
-        return Picked(arms, probability, "; ".join(reasons), urgent)
+            self._focus = focus
+
+    def pick(
+        self,
+        sample_id: str,
+        prediction: Prediction,
+        manifest: Manifest,
+        *,
+        at: float,
+    ) -> Picked:
+        """Ask every arm about one answer, given at `at` (epoch seconds)."""
+        doubt_squared = (1.0 - prediction.margin) ** 2
+        with self._lock:
+            score, spot = self._focus.look(prediction)
+            seen = Seen(sample_id, prediction, manifest, bool(self._focus.spots), spot, score)
+            probability = drawn_probability(doubt_squared, rate=self._drawn_rate, mean_doubt=self._mean_doubt)
+            self._mean_doubt += (doubt_squared - self._mean_doubt) / _MEMORY
+            drawn = uniform(self._model, sample_id) < probability
+            arms = ["drawn"] if drawn else []
+            reasons = [f"drawn at random (1 in {1 / probability:.0f})"] if drawn else []
+            arm = self._ask(seen, drawn=drawn)
+            if arm is not None:
+                arms.append(arm)
+                reasons.append(ARMS[arm].reason(seen))
+        urgent = freshness(at) if drawn else priority(prediction, manifest)
+        collection = spot.collection_id if spot is not None and arm == "weak" else None
+        return Picked(arms, probability, "; ".join(reasons), urgent, collection)
 
     def disagreed(self, sample_id: str) -> bool:
         """Whether this one, on which two versions differ, is among those that the budget allows to ask people about."""
         with self._lock:
-            return self._chosen(self._disagree, sample_id, True)
+            return self._disagree.target > 0 and self._disagree.exceeds(uniform("arm", sample_id))
 
-    @staticmethod
-    def _chosen(quantile: OnlineQuantile, sample_id: str, candidate: bool) -> bool:
-        """Candidates first, at random among themselves: the strangest of all are mostly junk (noise, lens caps)."""
-        return quantile.exceeds(uniform("arm", sample_id) + candidate) and candidate and quantile.target > 0
+    def _ask(self, seen: Seen, *, drawn: bool) -> str | None:
+        """The first arm that wants it. What is drawn anyway costs the arm nothing.
+
+        Each quantile counts the picks of its own arm and of all before it against the sum of their shares.
+        """
+        chosen: str | None = None
+        asked = [arm for arm in self._arms if arm[1].applies(seen)]
+        for i, (name, kind, quantile) in enumerate(asked, 1):
+            quantile.target = self._other_rate * i / len(asked)
+            score = kind.score(seen)
+            if chosen is None and quantile.above(score):
+                chosen = name
+            quantile.learn(score, picked=chosen is not None and not drawn)
+        return chosen
+
+
+def arms_of(settings: Settings) -> list[str]:
+    """The arms beside `drawn`, in the order in which they are asked.
+
+    Raises:
+        SetupError: a name that is none.
+    """
+    names = [name.strip() for name in settings.arms.split(",") if name.strip()]
+    for name in names:
+        if name not in ARMS:
+            raise SetupError(f"setting SUTDOL_ARMS: expected names of {', '.join(ARMS)}, found {name!r}")
+    return list(dict.fromkeys(names))
 
 
 def drawn_probability(doubt: float, *, rate: float, mean_doubt: float) -> float:
@@ -180,3 +316,10 @@ def rates(settings: Settings, *, open_tasks: int, queued_today: int) -> tuple[fl
     factor = min(max(left / 0.2, 0.0), 1.0) if settings.labels_per_day else 0.0
     rate = settings.label_rate * factor
     return rate * settings.drawn_share, rate * (1 - settings.drawn_share)
+
+
+def _margin(seen: Seen) -> str:
+    classes = seen.prediction.classes
+    if len(classes) > 1:
+        return f"{classes[0].label!r} or {classes[1].label!r}"
+    return f"margin {seen.prediction.margin:.2f}"

@@ -82,6 +82,10 @@ class Settings(BaseSettings):
 
     label_rate: float = Field(0.05, ge=0, le=1, description="Share of traffic that may be picked for labelling.")
     drawn_share: float = Field(0.5, ge=0, le=1, description="Part of the label budget for the random (`drawn`) arm.")
+    arms: str = Field(
+        "unfamiliar,empty,weak,diverse",
+        description="Arms beside `drawn`, separated by commas; each gets an equal share and what those before it leave.",
+    )
     labels_per_day: int = Field(500, ge=0, description="Labels that people are asked for in a day.")
     max_open_tasks: int = Field(500, ge=1, description="Unanswered tasks in Label Studio before nothing more is sent.")
     annotators_per_task: int = Field(1, ge=1, description="People who must answer a task before its label counts.")

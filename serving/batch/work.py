@@ -41,9 +41,10 @@ from serving.tickets import Ticket
 from sutdol import images, sampling
 from sutdol.appearance import appearance
 from sutdol.errors import InputError, SutdolError, unknown
+from sutdol.familiarity import pack
 from sutdol.images import Image
 from sutdol.jobs import Running
-from sutdol.predictor import Predictor
+from sutdol.predictor import Predictor, Raw
 from sutdol.runtime import Float32
 from sutdol.sampling import Sampler
 from sutdol.tables import BatchRun, LabelTask, now
@@ -107,7 +108,8 @@ class _Attempt:
             self.context.store, self.run.model, self.run.version, providers=self.context.settings.provider_names or None
         )
         predictor.warm()
-        self.sampler = Sampler(self.run.model, drawn_rate=0.0, other_rate=0.0)
+        arms = sampling.arms_of(self.context.settings)
+        self.sampler = Sampler(self.run.model, drawn_rate=0.0, other_rate=0.0, arms=arms)
         sha256 = predictor.manifest.files["model.onnx"]
         self.loaded = Loaded(self.run.model, self.run.version, sha256, predictor, self.sampler, 1, 0, 0.0, 0.0)
         self.metrics = Metrics()
@@ -166,7 +168,8 @@ class _Attempt:
                 raise InputError(item.error)
             image, rgb, tensor, size_hw = self._prepared(item)
             predictor = self.loaded.predictor
-            prediction = predictor.interpret(predictor.run(tensor[None]), 0, size_hw)
+            raw = predictor.run(tensor[None])
+            prediction = predictor.interpret(raw, 0, size_hw)
         except SutdolError as error:
             return _Done(Line(item.index, item.name, at_s=item.at_s, error=error.message))
         manifest = predictor.manifest
@@ -180,7 +183,8 @@ class _Attempt:
             Size(size_hw[1], size_hw[0]),
             item.at_s,
         )
-        entry = self._entry(image, prediction, tensor, began) if image is not None and self.options.get("log") else None
+        logged = image is not None and self.options.get("log")
+        entry = self._entry(image, prediction, raw, tensor, began) if image is not None and logged else None
         if entry is not None:
             line.prediction_id = str(entry.rows[0][1]["id"])
         drawn = pictures.draw(rgb, prediction, size_hw) if self.options.get("pictures") else None
@@ -197,14 +201,17 @@ class _Attempt:
         rgb = images.decode(image.data, cover_hw=None if self.options.get("pictures") else predictor.cover(size_hw))
         return image, rgb, predictor.prepare(rgb), size_hw
 
-    def _entry(self, image: Image, prediction: Prediction, tensor: Float32, began: float) -> Entry:
+    def _entry(self, image: Image, prediction: Prediction, raw: Raw, tensor: Float32, began: float) -> Entry:
         """What the server would have written for this image, made by the server's own code."""
         manifest = self.loaded.predictor.manifest
         picked = self.sampler.pick(image.sample_id, prediction, manifest, at=now())
         asked = Asked(self.run.model, b"", None, _NOBODY)
         took_ms = (time.perf_counter() - began) * 1000
         look = appearance(tensor, manifest.input)
-        return answers.compose(Answer(asked, self.loaded, image, prediction, picked, took_ms, look), self.metrics)
+        scores = self.loaded.predictor.scores(raw, 0, prediction) if picked.arms else {}
+        features = pack(self.loaded.predictor.ood, raw.features[0]) if picked.arms else None
+        answer = Answer(asked, self.loaded, image, prediction, picked, took_ms, look, scores, features)
+        return answers.compose(answer, self.metrics)
 
     def _commit(self, chunk: list[_Done], total: int | None, *, last: bool = False) -> None:
         """The chunk's files, then the row that makes them count."""

@@ -22,7 +22,7 @@ from sutdol.tables.base import new_id, now
 from sutdol.tables.batch import BatchRun
 from sutdol.tables.house import ApiKey, Event, Secret
 from sutdol.tables.jobs import Job, JobAttempt, Lease, Message
-from sutdol.tables.labels import Annotation, LabelReport, LabelRow, LabelTask, StudioProject
+from sutdol.tables.labels import Annotation, Collection, LabelReport, LabelRow, LabelTask, StudioProject
 from sutdol.tables.models import Alias, Decision, Model, ModelVersion, Replica, Rollout
 from sutdol.tables.monitor import DriftState, Snapshot, VersionProfile
 from sutdol.tables.predictions import Feedback, PredictionRow, Sample, ShadowRow
@@ -41,6 +41,7 @@ __all__ = [
     "Annotation",
     "ApiKey",
     "BatchRun",
+    "Collection",
     "Dataset",
     "DatasetItem",
     "DatasetVersion",

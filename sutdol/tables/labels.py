@@ -14,8 +14,9 @@ class LabelTask(SQLModel, table=True):
     """One sample of one model that is worth a human look; at most one per (model, sample), whatever arms picked it.
 
     State: candidate -> queued -> in_studio -> annotated; beside the road: skipped (others may answer), conflict (the answers
-    contradict each other or the classes; one more person is asked), unlabelable (final), withdrawn (final; never for
-    `drawn`). A task deleted in Label Studio goes back to queued.
+    contradict each other or the classes; one more person is asked), unlabelable (final), withdrawn (never for `drawn`; a
+    candidate again if chance draws it later), merged (another task shows the same picture; as withdrawn). A task deleted in
+    Label Studio goes back to queued.
     """
 
     __tablename__ = "label_task"
@@ -40,6 +41,14 @@ class LabelTask(SQLModel, table=True):
     ood_score: float | None = None
     answer: dict[str, Any] = json_column()
     """The prediction shown to the labeler."""
+    scores: dict[str, float] | None = json_column(nullable=True)
+    """Every score of the answer by name, see `scoring.SCORERS`; larger means label it sooner."""
+    features: bytes | None = None
+    """Projected features of `version`, float16; see `familiarity.unpack`. What near-duplicates and variety are seen by."""
+    collection_id: str | None = Field(default=None, index=True)
+    """The collection that it was picked for."""
+    merged_into: str | None = None
+    """The task that shows the same picture, while this one is merged."""
     blind: bool = False
     """Sent without pre-annotation, to measure anchoring."""
     truth: dict[str, Any] | None = json_column(nullable=True)
@@ -62,6 +71,20 @@ class LabelTask(SQLModel, table=True):
     """What was last read of it: Label Studio's task id and that task's `updated_at`, "7 2026-01-01T00:00:00.000000Z"."""
     studio_seen_at: float | None = None
     """When that was first read; None once a later reading found the same, so that the poll need not look again."""
+
+
+class Collection(SQLModel, table=True):
+    """People's wish for more samples like one cell of the confusion matrix, or of one class; see `focus`."""
+
+    id: str = Field(primary_key=True, default_factory=new_id)
+    model: str = Field(index=True)
+    truth: str
+    taken_for: str | None = None
+    """What the model says instead; None for the class as a whole."""
+    wanted: int
+    who: str
+    created_at: float = Field(default_factory=now)
+    closed_at: float | None = None
 
 
 class Annotation(SQLModel, table=True):

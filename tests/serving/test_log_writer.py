@@ -290,6 +290,15 @@ async def test_a_sample_has_one_task_and_the_random_draw_wins(context: Context, 
     assert context.store.get(f"samples/{IMAGE.sample_id}") == IMAGE.data
 
 
+@pytest.mark.parametrize("state", ["merged", "withdrawn"])
+async def test_chance_draws_what_was_merged_or_withdrawn(log: LogWriter, context: Context, state: str) -> None:
+    """What chance draws is asked about; otherwise the estimate of live accuracy would miss it."""
+    await picked(log, task("unfamiliar", state=state, merged_into="another" if state == "merged" else None))
+    await picked(log, task("drawn"))
+    kept = the_task(context)
+    assert (kept.arm, kept.state, kept.merged_into) == ("drawn", "candidate", None)
+
+
 async def test_a_task_that_is_with_the_labelers_is_left_alone(context: Context, log: LogWriter) -> None:
     """Its probability has already decided things."""
     await picked(log, task("unfamiliar"))

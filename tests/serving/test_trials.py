@@ -133,6 +133,13 @@ def compared(served: Served, model: str) -> int:
         return len(session.exec(select(ShadowRow.prediction_id).where(ShadowRow.model == model)).all())
 
 
+def asked_about_differences(watched: Served) -> list[LabelTask]:
+    """Images on which the versions differ, as far as no other arm had picked them before."""
+    with watched.context.database.read() as session:
+        wanted = (LabelTask.model == "shadowed", LabelTask.arm == "disagree")
+        return list(session.exec(select(LabelTask).where(*wanted)))
+
+
 def test_a_shadow_answers_nobody_and_its_differences_go_to_people(watched: Served) -> None:
     """Where two models differ, one of them is wrong: a label there teaches most."""
     watched.model("shadowed")
@@ -144,6 +151,7 @@ def test_a_shadow_answers_nobody_and_its_differences_go_to_people(watched: Serve
         traffic = Traffic(watched, "shadowed")
         with traffic.flowing():
             wait_for(lambda: client.get("/v1/models/shadowed/rollout").json()["different"] > 5, "differences")
+            wait_for(lambda: asked_about_differences(watched), "a task about a difference")
         assert set(traffic.versions) == {1}
         seen = client.get("/v1/models/shadowed/rollout").json()
         assert seen["seen"][str(challenger)]["answers"] > 0
@@ -151,13 +159,9 @@ def test_a_shadow_answers_nobody_and_its_differences_go_to_people(watched: Serve
             row = session.exec(select(ShadowRow).where(ShadowRow.model == "shadowed")).first()
             assert row is not None
             assert session.get(PredictionRow, row.prediction_id) is not None
-            tasks = session.exec(
-                select(LabelTask).where(LabelTask.model == "shadowed", LabelTask.arm == "disagree")
-            ).all()
-        for task in tasks:
+        for task in asked_about_differences(watched):
             assert "version 1 says" in task.reason
             assert f"version {challenger} says" in task.reason
-        assert tasks
         assert client.delete("/v1/models/shadowed/rollout").status_code == 204
         assert_problem(client.get("/v1/models/shadowed/rollout"), 404, "no challenger")
         assert decisions(watched, "shadowed", "rollout")[0].text == "ended by hand"

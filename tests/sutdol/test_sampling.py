@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sutdol.sampling import OnlineQuantile, Sampler, drawn_probability, priority, rates
+from sutdol.errors import SetupError
+from sutdol.focus import Focus, Spot
+from sutdol.sampling import ARMS, OnlineQuantile, Sampler, arms_of, drawn_probability, priority, rates
 from sutdol.settings import load
 from sutdol.types import Box, ClassScore, InputSpec, Manifest, Prediction
 
@@ -103,3 +105,61 @@ def test_the_order_of_drawn_samples_says_nothing_about_them() -> None:
     later = sampler.pick("s3", answer(0.5), MANIFEST, at=1_001.0)
     assert sure.arms == unsure.arms == later.arms == ["drawn"]
     assert sure.priority == unsure.priority < later.priority < 0.5
+
+
+def pick_all(sampler: Sampler, margins: np.ndarray, ood: np.ndarray | None = None) -> list[list[str]]:
+    strange = np.zeros(len(margins)) if ood is None else ood
+    return [
+        sampler.pick(f"s{i}", answer(float(m), float(o)), MANIFEST, at=0.0).arms
+        for i, (m, o) in enumerate(zip(margins, strange, strict=True))
+    ]
+
+
+@pytest.mark.parametrize("arms", [["margin"], ["unfamiliar", "diverse"], ["unfamiliar", "empty", "weak", "diverse"]])
+def test_all_arms_together_spend_what_the_budget_says(arms: list[str]) -> None:
+    """An arm that finds nothing leaves its share to the others; one that finds much takes nobody else's."""
+    rng = np.random.default_rng(5)
+    sampler = Sampler("m", drawn_rate=0.03, other_rate=0.03, arms=arms)
+    margins = np.concatenate([rng.beta(8, 1, 6000), rng.beta(2, 2, 6000)])
+    strange = np.concatenate([np.zeros(6000), rng.normal(1.5, 2, 6000)])
+    picks = pick_all(sampler, margins, strange)
+    assert np.mean([bool(p) for p in picks]) == pytest.approx(0.06, abs=0.006)
+    for start in range(0, 12_000, 2000):
+        others = sum(bool(p) and p[0] != "drawn" for p in picks[start : start + 2000])
+        assert 0.02 < others / 2000 < 0.04
+
+
+def test_the_most_doubtful_are_picked_by_doubt() -> None:
+    """A rate says how many; the score says which."""
+    margins = np.random.default_rng(6).random(8000)
+    picks = pick_all(Sampler("m", drawn_rate=0.0, other_rate=0.1, arms=["margin"]), margins)
+    chosen = np.array([bool(p) for p in picks])
+    chosen[:500] = False
+    assert np.quantile(margins[chosen], 0.9) < 0.2
+
+
+def test_a_weak_spot_is_named_in_the_reason() -> None:
+    """The labeler reads why, and the collection is counted."""
+    sampler = Sampler("m", drawn_rate=0.0, other_rate=0.2, arms=["weak"])
+    sampler.set_focus(Focus([Spot("a", None, 3.0, "asked for by kim: class 'a', 0 of 5 collected", "c1")]))
+    picks = [sampler.pick(f"s{i}", answer(0.5), MANIFEST, at=0.0) for i in range(300)]
+    found = [p for p in picks if p.arms]
+    assert found
+    assert {p.collection_id for p in found} == {"c1"}
+    assert "asked for by kim" in found[0].reason
+    assert {p.collection_id for p in picks if not p.arms} <= {None}
+
+
+def test_an_unknown_arm_stops_the_start() -> None:
+    """A misspelt arm would silently pick nothing."""
+    assert arms_of(load(arms="margin, unfamiliar,margin")) == ["margin", "unfamiliar"]
+    with pytest.raises(SetupError, match="margn"):
+        arms_of(load(arms="margn"))
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_an_arm_without_a_budget_picks_nothing(name: str) -> None:
+    """Zero labels a day means zero."""
+    sampler = Sampler("m", drawn_rate=0.0, other_rate=0.0, arms=[name])
+    sampler.set_focus(Focus([Spot("a", None, 1.0, "weak")]))
+    assert not any(pick_all(sampler, np.random.default_rng(7).random(500), np.full(500, 9.0)))

@@ -66,6 +66,20 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f('ix_batch_run_job_id'), ['job_id'], unique=False)
         batch_op.create_index(batch_op.f('ix_batch_run_model'), ['model'], unique=False)
 
+    op.create_table('collection',
+    sa.Column('id', sqlmodel.sql.sqltypes.AutoString(), nullable=False),
+    sa.Column('model', sqlmodel.sql.sqltypes.AutoString(), nullable=False),
+    sa.Column('truth', sqlmodel.sql.sqltypes.AutoString(), nullable=False),
+    sa.Column('taken_for', sqlmodel.sql.sqltypes.AutoString(), nullable=True),
+    sa.Column('wanted', sa.Integer(), nullable=False),
+    sa.Column('who', sqlmodel.sql.sqltypes.AutoString(), nullable=False),
+    sa.Column('created_at', sa.Float(), nullable=False),
+    sa.Column('closed_at', sa.Float(), nullable=True),
+    sa.PrimaryKeyConstraint('id')
+    )
+    with op.batch_alter_table('collection', schema=None) as batch_op:
+        batch_op.create_index(batch_op.f('ix_collection_model'), ['model'], unique=False)
+
     op.create_table('dataset',
     sa.Column('id', sqlmodel.sql.sqltypes.AutoString(), nullable=False),
     sa.Column('model', sqlmodel.sql.sqltypes.AutoString(), nullable=False),
@@ -240,6 +254,10 @@ def upgrade() -> None:
     sa.Column('uncertainty', sa.Float(), nullable=False),
     sa.Column('ood_score', sa.Float(), nullable=True),
     sa.Column('answer', sa.JSON(), nullable=False),
+    sa.Column('scores', sa.JSON(), nullable=True),
+    sa.Column('features', sa.LargeBinary(), nullable=True),
+    sa.Column('collection_id', sqlmodel.sql.sqltypes.AutoString(), nullable=True),
+    sa.Column('merged_into', sqlmodel.sql.sqltypes.AutoString(), nullable=True),
     sa.Column('blind', sa.Boolean(), nullable=False),
     sa.Column('truth', sa.JSON(), nullable=True),
     sa.Column('overlap', sa.Integer(), nullable=False),
@@ -259,6 +277,7 @@ def upgrade() -> None:
     sa.UniqueConstraint('model', 'sample_id', name='label_task_once')
     )
     with op.batch_alter_table('label_task', schema=None) as batch_op:
+        batch_op.create_index(batch_op.f('ix_label_task_collection_id'), ['collection_id'], unique=False)
         batch_op.create_index(batch_op.f('ix_label_task_studio_task_id'), ['studio_task_id'], unique=False)
         batch_op.create_index('label_task_state', ['model', 'state'], unique=False)
 
@@ -533,6 +552,7 @@ def downgrade() -> None:
     op.drop_table('message')
     op.drop_table('lease')
     with op.batch_alter_table('label_task', schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f('ix_label_task_collection_id'))
         batch_op.drop_index('label_task_state')
         batch_op.drop_index(batch_op.f('ix_label_task_studio_task_id'))
 
@@ -574,6 +594,10 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f('ix_dataset_model'))
 
     op.drop_table('dataset')
+    with op.batch_alter_table('collection', schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f('ix_collection_model'))
+
+    op.drop_table('collection')
     with op.batch_alter_table('batch_run', schema=None) as batch_op:
         batch_op.drop_index(batch_op.f('ix_batch_run_model'))
         batch_op.drop_index(batch_op.f('ix_batch_run_job_id'))
