@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrain import metrics
-from sutdol import familiarity, scoring
+from sutdol import familiarity, scoring, thresholds
 from sutdol.familiarity import MAX_BANK, OodStatistics
 from sutdol.images import Rgb, decode
 from sutdol.predictor import Predictor, Raw, fit_input, to_tensor
@@ -93,17 +93,24 @@ def calibrate(
     _, train_features = _run(predictor, train, read, check)
     val_scores, val_features = _run(predictor, val, read, check, keep_scores=task != "detect")
 
+    truth: NDArray[np.generic]
     if task == "detect":
-        manifest = msgspec.structs.replace(manifest, **_fit_boxes(predictor, val, read, check))
+        fitted_boxes, scores, truth = _fit_boxes(predictor, val, read, check)
+        manifest = msgspec.structs.replace(manifest, **fitted_boxes)
     else:
-        temperature = _fit_temperature(task, classes, val, val_scores)
+        scores, truth = val_scores.astype(np.float64), _truth(task, classes, val)
+        temperature = _fit_temperature(task, scores, truth)
         manifest = msgspec.structs.replace(manifest, temperature=temperature)
         doubts = _doubts(Predictor(predictor.runtime, manifest, None, None, "", 0), val_scores)
         uncertain_at = float(np.quantile(doubts, FAMILIAR_SHARE)) if len(doubts) >= MIN_VAL else None
         manifest = msgspec.structs.replace(manifest, uncertain_at=uncertain_at)
+    files = {"model.onnx": onnx}
+    if len(scores):
+        study = thresholds.study(task, scores, truth, temperature=manifest.temperature, split="val")
+        manifest = msgspec.structs.replace(manifest, accept_at=thresholds.pairs(study))
+        files[thresholds.FILE] = msgspec.json.encode(study)
     labels = _class_indices(train, classes) if task == "classify" else None
     fitted = fit_familiarity(train_features, labels, val_features, normalise=task != "detect", low_level=low_level)
-    files = {"model.onnx": onnx}
     ood = None
     if fitted is not None:
         ood, unfamiliar_at = fitted
@@ -141,6 +148,23 @@ def fit_familiarity(
     scores = statistics.standardised(distances)[1]
     normal = float(scores.mean() + NORMAL_QUANTILE * scores.std())
     return statistics, max(float(np.quantile(scores, FAMILIAR_SHARE)), normal)
+
+
+def held_out_scores(
+    predictor: Predictor,
+    items: Sequence[DatasetItem],
+    read: Callable[[str], bytes],
+    *,
+    check: Callable[[], None] = lambda: None,
+) -> tuple[NDArray[np.float64], NDArray[np.generic]]:
+    """(scores, what is right) of a version on items it was not trained on, as `thresholds.study` takes them."""
+    manifest = predictor.manifest
+    if manifest.task == "detect":
+        plain = msgspec.structs.replace(manifest, temperature=1.0)
+        found = _fit_boxes(Predictor(predictor.runtime, plain, None, None, "", 0), items, read, check)
+        return found[1], found[2]
+    scores, _ = _run(predictor, items, read, check, keep_scores=True)
+    return scores.astype(np.float64), _truth(manifest.task, manifest.classes, items)
 
 
 def best_score_min(scores: NDArray[np.floating], hits: NDArray[np.bool_], objects: int) -> float:
@@ -183,23 +207,34 @@ def _doubts(predictor: Predictor, scores: Float32) -> NDArray[np.float64]:
     return np.array([1.0 - predictor.interpret(raw, i, (1, 1)).margin for i in range(len(scores))])
 
 
-def _fit_temperature(task: Task, classes: list[str], val: Sequence[DatasetItem], scores: Float32) -> float:
-    if not val:
-        return 1.0
+def _truth(task: Task, classes: list[str], val: Sequence[DatasetItem]) -> NDArray[np.generic]:
+    """What is right: class indices (n,), for `multilabel` presence (n, classes)."""
     if task == "classify":
-        return scoring.fit_temperature(scores, _class_indices(val, classes))
+        return _class_indices(val, classes)
     index = {name: i for i, name in enumerate(classes)}
-    present = np.zeros(scores.shape, bool)
+    present = np.zeros((len(val), len(classes)), bool)
     for row, item in enumerate(val):
         present[row, [index[name] for name in item.value["classes"]]] = True
-    return scoring.fit_binary_temperature(scores.ravel().astype(np.float64), present.ravel())
+    return present
+
+
+def _fit_temperature(task: Task, scores: NDArray[np.float64], truth: NDArray[np.generic]) -> float:
+    if not len(scores):
+        return 1.0
+    if task == "classify":
+        return scoring.fit_temperature(scores, truth.astype(np.int64))
+    return scoring.fit_binary_temperature(scores.ravel(), truth.astype(bool).ravel())
 
 
 def _fit_boxes(
     predictor: Predictor, val: Sequence[DatasetItem], read: Callable[[str], bytes], check: Callable[[], None]
-) -> dict[str, Any]:
-    """temperature, score_min and difficulty from what the detector finds on val, matched to the truth at an overlap of one
-    half; nothing where val holds too few detections."""
+) -> tuple[dict[str, Any], NDArray[np.float64], NDArray[np.bool_]]:
+    """What the detector finds on val, matched to the truth at an overlap of one half.
+
+    Returns:
+        temperature, score_min and difficulty, nothing where val holds too few detections; log-odds of the boxes that were
+        looked at, and whether each is a real object.
+    """
     judged, outcomes = predictor.evaluating(), []
     for item in val:
         check()
@@ -208,19 +243,20 @@ def _fit_boxes(
         names = [box.label for box in truth]
         outcomes.append(metrics.Outcome(item.sample_id, False, names, [], 0.0, detections=found))
     candidates = [d for o in outcomes for d in o.detections if d.score >= CANDIDATE_MIN]
-    real = np.asarray([bool(d.hits & 1) for d in candidates])
+    real = np.asarray([bool(d.hits & 1) for d in candidates], bool)
+    odds = scoring.log_odds(np.asarray([d.score for d in candidates], np.float64))
     if len(candidates) < MIN_BOXES or not real.any():
-        return {}
-    odds = scoring.log_odds(np.asarray([d.score for d in candidates]))
+        return {}, odds, real
     temperature = scoring.fit_binary_temperature(odds, real)
     objects = sum(len(o.truth) for o in outcomes)
     ranking = metrics.Ranking(outcomes)
     precision = ranking.average_precision()[0]
-    return {
+    fitted = {
         "temperature": temperature,
         "score_min": best_score_min(scoring.sigmoid(odds, temperature=temperature), real, objects),
         "difficulty": {name: 1.0 - float(ap) for name, ap in zip(ranking.classes, precision, strict=True)},
     }
+    return fitted, odds, real
 
 
 def _run(

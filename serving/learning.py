@@ -1,4 +1,4 @@
-"""Routes about what to label: collections ("50 more like this cell of the confusion matrix").
+"""Routes about what to label and how sure to be: collections ("50 more like this cell"), and the threshold study of a version.
 
 Errors: NotFoundError for an unknown model, class or collection; InputError for a count below 1 or a class taken for itself.
 """
@@ -11,7 +11,7 @@ from litestar.connection import Request
 from litestar.datastructures import State
 
 from serving.auth import Keyring, needs
-from sutdol import focus, registry
+from sutdol import focus, registry, thresholds
 from sutdol.context import Context
 from sutdol.tables import Collection
 
@@ -82,7 +82,21 @@ def build(context: Context, keyring: Keyring) -> Router:
         with database.begin() as session:
             focus.end(session, model, collection_id)
 
-    return Router("/", route_handlers=[list_collections, open_collection, close_collection])
+    @get(
+        "/v1/models/{model:str}/versions/{version:int}/thresholds",
+        guards=[needs(keyring, "predict")],
+        sync_to_thread=True,
+        summary="What accuracy costs in answers withheld",
+        description="The sweep over temperature and confidence that was made with the version, and what `max_risk` means.",
+        tags=["models"],
+        operation_id="get_thresholds",
+    )
+    def get_thresholds(model: str, version: int) -> thresholds.Study:
+        with database.read() as session:
+            registry.get_version(session, model, version)
+        return thresholds.read(context.store, model, version)
+
+    return Router("/", route_handlers=[list_collections, open_collection, close_collection, get_thresholds])
 
 
 def _info(row: Collection, collected: int) -> CollectionInfo:

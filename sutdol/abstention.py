@@ -2,7 +2,9 @@
 
     Prediction, Manifest, max_risk -> abide -> Prediction (what may be said), unsure
 
-Confidences are calibrated, so 1 - confidence is the chance of being wrong. `classify` and `multilabel` answer or do not; a
+How sure is sure enough was shown on held-out data when the version was made (`thresholds`): the answers that are given are
+wrong with at most the accepted risk, all in all. Where too few labels could show that, the calibrated confidence itself must
+do: 1 - confidence is the chance of being wrong. `classify` and `multilabel` answer or do not; a
 detector leaves out the boxes that are too risky, and is unsure when none remains: a detector that found nothing has no
 confidence in that either, because a missed object looks exactly like an empty image.
 """
@@ -16,14 +18,15 @@ from sutdol.types import Manifest, Prediction
 
 
 def least_confidence(manifest: Manifest, max_risk: float) -> float:
-    """The calibrated confidence from which an answer is wrong with at most `max_risk`, in [0, 1].
+    """The calibrated confidence from which answers are wrong with at most `max_risk`, in [0, 1].
 
     Raises:
         InputError: a risk that is no probability.
     """
     if not 0.0 <= max_risk <= 1.0:
         raise InputError(f"max_risk: expected a number in [0, 1], found {max_risk}")
-    return 1.0 - max_risk
+    shown = [confidence for risk, confidence in manifest.accept_at if risk <= max_risk]
+    return shown[-1] if shown else 1.0 - max_risk
 
 
 def abide(prediction: Prediction, manifest: Manifest, *, max_risk: float) -> tuple[Prediction, bool]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 from rich.console import Console
 from rich.table import Table
 
 from sutdol.context import Context
+from sutdol.terminal import sibling
+from sutdol.thresholds import Study
 
 WHO = "command line"
 Home = Annotated[Path | None, Parameter(name="--home", help="Folder of the installation, instead of SUTDOL_HOME.")]
@@ -18,6 +20,36 @@ Home = Annotated[Path | None, Parameter(name="--home", help="Folder of the insta
 
 def add_to(app: App, open_home: Callable[[Path | None], Context], console: Console) -> None:
     """Register this file's commands."""
+
+    @app.command
+    def thresholds(
+        model: str,
+        version: int | None = None,
+        *,
+        split: Literal["val", "test"] = "val",
+        home: Home = None,
+    ) -> None:
+        """What accuracy costs in answers withheld: a sweep over temperature and confidence, and what a risk means.
+
+        Example: sutdol thresholds digits 3 --split test
+
+        Parameters
+        ----------
+        version
+            Left out, the champion.
+        split
+            `val`: the study that was stored with the version. `test`: made now, by running the version on its test split.
+        """
+        from sutdol import registry, thresholds
+
+        context = open_home(home)
+        with context.database.read() as session:
+            _, number = registry.resolve(session, model if version is None else f"{model}@{version}")
+        if split == "test":
+            study = sibling("retrain.studies").on_split(context, model, number, split)
+        else:
+            study = thresholds.read(context.store, model, number)
+        show_study(study, f"{model} version {number}", console)
 
     @app.command
     def collect(
@@ -58,3 +90,28 @@ def add_to(app: App, open_home: Callable[[Path | None], Context], console: Conso
                 what = focus.describe(row.truth, row.taken_for)
                 table.add_row(row.id, what, str(collected), str(row.wanted), row.who)
         console.print(table)
+
+
+def show_study(study: Study, title: str, console: Console) -> None:
+    """The sweep, one row per confidence, then what each risk costs."""
+    table = Table(title=f"{title}: accuracy of what is answered / share withheld ({study.n} items of {study.split})")
+    table.add_column("confidence", justify="right")
+    for temperature, error in zip(study.temperatures, study.ece, strict=True):
+        mark = " *" if abs(temperature - study.temperature) < 1e-3 else ""
+        table.add_column(f"T {temperature:g}{mark}\nECE {error:.3f}", justify="right")
+    for k, threshold in enumerate(study.thresholds):
+        cells = []
+        for accuracy, rejected in zip(study.accuracy, study.rejected, strict=True):
+            value = accuracy[k]
+            cells.append("-" if value is None else f"{value:.3f} / {rejected[k]:.0%}")
+        table.add_row(f"{threshold:g}", *cells)
+    console.print(table)
+    console.print("* the temperature in force")
+    for kept in study.accept_at:
+        if kept.confidence is not None:
+            words = f"from confidence {kept.confidence:.3f} on, {kept.answered:.0%} answered"
+        elif kept.missing:
+            words = f"cannot be shown: {kept.missing} more held-out labels are needed"
+        else:
+            words = "the model is too often wrong"
+        console.print(f"max_risk {kept.risk:g}: {words}", highlight=False)

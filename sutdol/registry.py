@@ -6,6 +6,7 @@ A version is a row and a bundle of files in the store under `models/{model}/{ver
     manifest.json      types.Manifest; written last, so a bundle with a manifest is whole
     scoring.npz        familiarity.OodStatistics (may be missing)
     golden.npz         recorded inputs and outputs that every load is compared with
+    thresholds.json    thresholds.Study (may be missing)
     weights.safetensors  for warm starts (may be missing)
 
 Replicas follow the alias `champion`; promoting is one row written here, rolling back is swapping two.

@@ -114,6 +114,8 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=False):
         multilabel_min: calibrated confidence from which a class counts as present.
         unfamiliar_at: `ood_score` from which an image counts as unfamiliar; None without statistics.
         uncertain_at: 1 - `margin` from which an answer counts as uncertain; None with too few val images to tell.
+        accept_at: (risk, least confidence) by rising risk: answers from that confidence on were shown, on val, to be wrong with
+            at most that risk; see `thresholds`. Empty where nothing could be shown.
         low_level: the last so many features describe the picture itself: brightness, contrast, grain (see `familiarity`).
         difficulty: detection only, 1 - average precision on val by class name; a doubt about a hard class weighs more.
         files: sha256 of the bundle's other files by name (`model.onnx`, `scoring.npz`, `golden.npz`, ...).
@@ -128,6 +130,7 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=False):
     unfamiliar_at: float | None = None
     uncertain_at: float | None = None
     difficulty: dict[str, float] = {}
+    accept_at: list[tuple[float, float]] = []
     low_level: int = 0
     score_min: float = 0.25
     nms_iou: float = 0.6

@@ -22,7 +22,7 @@ from retrain import datasets, supervise, train
 from retrain.families import load_checkpoint
 from retrain.formats import Record
 from retrain.jobs import HANDLERS
-from sutdol import jobs, registry
+from sutdol import jobs, registry, thresholds
 from sutdol.context import Context
 from sutdol.errors import Cancelled, ConflictError, InputError, TrainingError
 from sutdol.images import admit, encode_png
@@ -163,6 +163,8 @@ def test_labels_of_a_changed_world_become_a_better_version_that_is_promoted(cont
     predictor = Predictor.open(context.store, "digits", 1)
     predictor.check_golden()
     assert predictor.manifest.unfamiliar_at is not None
+    study = thresholds.read(context.store, "digits", 1)
+    assert (study.n, study.temperature) == (30, predictor.manifest.temperature)
     inverted = [255 - image for image in digits()[0][1500:1600]]
     scores = [predictor.predict_rgb(image).ood_score for image in inverted]
     assert np.mean([score > predictor.manifest.unfamiliar_at for score in scores if score is not None]) > 0.9

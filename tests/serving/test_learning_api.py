@@ -1,4 +1,4 @@
-"""Asking for more samples over HTTP, and how picked samples carry what they were picked for."""
+"""Asking for more samples over HTTP, what a risk costs, and how picked samples carry what they were picked for."""
 
 from __future__ import annotations
 
@@ -51,3 +51,9 @@ def test_a_picked_sample_carries_its_scores_and_features(served: Served, client:
     features = unpack(task.features)
     assert features is not None
     assert features.shape == (3,)
+
+
+def test_a_version_without_a_study_says_so(served: Served, client: httpx.Client) -> None:
+    """Versions that were brought in from elsewhere have none."""
+    assert_problem(client.get("/v1/models/tiny/versions/1/thresholds"), 404, "no threshold study")
+    assert_problem(client.get("/v1/models/tiny/versions/99/thresholds"), 404, "99")

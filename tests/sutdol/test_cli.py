@@ -7,9 +7,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from sqlmodel import select
 
-from sutdol import cli
+from sutdol import cli, images
 from sutdol.context import Context
+from sutdol.tables import Collection, DatasetItem, DatasetVersion, ModelVersion
 from tests import tiny_models
 
 
@@ -135,3 +137,45 @@ def test_labels_without_people_are_refused_in_words(context: Context, capsys: py
     assert run("second-look", "tiny") == 0
     assert run("second-look", "nope") == 1
     assert "unknown model 'nope'" in capsys.readouterr().err
+
+
+def test_more_of_a_cell_is_asked_for_and_ended(context: Context, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same as over HTTP, for whoever sits at the machine."""
+    tiny_models.classifier_bundle(context)
+    assert run("collect", "tiny", "red", "--read-as", "blue", "--count", "7") == 0
+    with context.database.read() as session:
+        row = session.exec(select(Collection)).one()
+    assert (row.truth, row.taken_for, row.wanted) == ("red", "blue", 7)
+    assert row.id in capsys.readouterr().out
+    assert run("collect", "tiny", "--close", row.id) == 0
+    assert row.id not in capsys.readouterr().out
+    assert run("collect", "tiny", "rde") == 1
+    assert "red" in capsys.readouterr().err
+
+
+def test_what_accuracy_costs_is_shown_for_any_split(context: Context, capsys: pytest.CaptureFixture[str]) -> None:
+    """A version that was made without a study still has its test split."""
+    version = tiny_models.classifier_bundle(context)
+    assert run("thresholds", "tiny") == 1
+    assert "no threshold study" in capsys.readouterr().err
+    with context.database.begin() as session:
+        frozen = DatasetVersion(
+            model="tiny", number=1, digest="d", test_digest="t", classes=list(tiny_models.CLASSES), counts={}
+        )
+        session.add(frozen)
+        session.get_one(ModelVersion, ("tiny", version)).dataset_version_id = frozen.id
+        for seed, name in enumerate(tiny_models.CLASSES * 4):
+            image = images.admit(tiny_models.coloured_png(name, seed=seed))
+            context.store.put(f"samples/{image.sample_id}", image.data)
+            item = {
+                "dataset_version_id": frozen.id,
+                "sample_id": image.sample_id,
+                "split": "test",
+                "source": "imported",
+            }
+            session.add(DatasetItem(**item, value={"classes": [name], "boxes": []}))
+    assert run("thresholds", "tiny", str(version), "--split", "test") == 0
+    shown = capsys.readouterr().out
+    assert "12 items of test" in shown
+    assert "1.000 / 0%" in shown
+    assert "more held-out labels are needed" in shown
