@@ -33,7 +33,6 @@ from labeling_bridge.pictures import addresses
 from labeling_bridge.project import (
     UNANSWERED,
     ensure_project,
-    fresh_rows,
     keeper,
     known_project,
     prediction_body,
@@ -55,8 +54,6 @@ from sutdol.tables import LabelTask, Model, Sample, StudioProject, now
 from sutdol.types import Label
 
 BATCH = 50
-REPORT_EVERY = 500
-"""Tasks between two reports of progress: each is a commit."""
 QUARANTINE_S = 30.0
 
 
@@ -80,7 +77,7 @@ def push_model(running: Running, studio: Studio, slug: str) -> int:
 
     Returns 0 at once when another process is writing to this project: it will take the rows along, or the next window.
     """
-    context, pushed, told = running.context, 0, 0
+    context, pushed = running.context, 0
     with writing(running, slug) as ours:
         project: StudioProject | None = None
         predictor: Predictor | None = None
@@ -114,9 +111,7 @@ def push_model(running: Running, studio: Studio, slug: str) -> int:
                 continue
             show_predictions(running, studio, slug)
             refresh_stale(running, slug, {task.version for task in known})
-            if pushed >= told + REPORT_EVERY:
-                told = pushed
-                running.report(model=slug, pushed=pushed)
+            running.report(model=slug, pushed=pushed)
     return pushed
 
 
@@ -143,10 +138,9 @@ def show_predictions(running: Running, studio: Studio, slug: str) -> None:
 
 def refresh_stale(running: Running, slug: str, versions: set[int]) -> None:
     """Send `bridge.refresh` when tasks of these versions are open and another one is champion (perhaps only just now)."""
-    with running.context.database.read() as session:
+    with running.commit() as session:
         champion = registry.alias(session, slug, "champion")
-    if champion is not None and versions - {champion}:
-        with running.commit() as session:
+        if champion is not None and versions - {champion}:
             payload = {"model": slug, "version": champion}
             jobs.send(session, "bridge.refresh", payload, unique_key=f"bridge.refresh:{slug}")
 
@@ -190,15 +184,15 @@ def _rescore(running: Running, predictor: Predictor, batch: list[LabelTask]) -> 
     old = rescore(running.context.store, predictor, [task for task in batch if task.version != predictor.version])
     certain = {task.id for task in old.certain}
     with running.commit() as session:
-        scored = {task.id: task for task in [*old.scored, *old.certain]}
-        for row in fresh_rows(session, list(scored.values())):
+        for task in [*old.scored, *old.certain]:
+            row = session.get_one(LabelTask, task.id)
             if row.state != "queued":
                 continue
             if row.id in certain:
                 row.state, row.queued_at = "withdrawn", None
             else:
                 for name in SCORED:
-                    setattr(row, name, getattr(scored[row.id], name))
+                    setattr(row, name, getattr(task, name))
             session.add(row)
         if certain:
             text = f"{len(certain)} queued tasks of {predictor.model} withdrawn: version {predictor.version} is certain"
@@ -225,9 +219,6 @@ def _push_batch(
     if missing:
         images = addresses(context, studio, project_id, [samples[t.sample_id] for t in missing])
         bodies = [task_body(t, samples[t.sample_id], model, images[t.sample_id]) for t in missing]
-        if any(answers.values()):
-            people = studio.people()
-            answers = {sample_id: attributed(given, people) for sample_id, given in answers.items()}
         for body in bodies:
             body["annotations"] = answers[body["data"]["sample_id"]]
         ids = studio.import_tasks(project_id, bodies)
@@ -243,17 +234,18 @@ def _push_batch(
     remove_duplicates(studio, project_id, found)
     answered: list[int] = []
     with running.commit() as session:
-        for row in fresh_rows(session, batch):
+        for task in batch:
+            row = session.get_one(LabelTask, task.id)
             if row.state != "queued":
                 continue  # read was faster
-            if row.sample_id not in found:
+            if task.sample_id not in found:
                 row.not_before = now() + QUARANTINE_S
             else:
-                kept = keeper(found[row.sample_id])
+                kept = keeper(found[task.sample_id])
                 row.state, row.project_id, row.studio_task_id = "in_studio", project_id, kept.id
                 row.pushed_at, row.not_before, row.overlap = now(), 0.0, context.settings.annotators_per_task
                 row.attempts = 0
-                answered += [kept.id] if kept.answered or answers[row.sample_id] else []
+                answered += [kept.id] if kept.answered or answers[task.sample_id] else []
             session.add(row)
         if answered:
             jobs.send(session, "bridge.read", {"model": model.slug, "studio_task_ids": answered})
@@ -285,18 +277,6 @@ def earlier_answers(session: Session, row: LabelTask, model: Model, sample: Samp
     return found
 
 
-def attributed(answers: list[dict[str, Any]], people: set[int]) -> list[dict[str, Any]]:
-    """The answers under the names of those who gave them, as far as this Label Studio knows them.
-
-    It refuses a whole import for one author that it does not know. One such answer goes under the bridge's name; several of
-    one task would count as one person's, and a conflict as settled: then the task is asked anew.
-    """
-    strangers = [answer for answer in answers if answer["completed_by"] not in people]
-    if len(strangers) > 1:
-        return []
-    return [answer if answer not in strangers else answer | {"completed_by": None} for answer in answers]
-
-
 def _repair_answers(
     studio: Studio, found: dict[str, list[StudioTask]], answers: dict[str, list[dict[str, Any]]]
 ) -> None:
@@ -305,8 +285,7 @@ def _repair_answers(
         task = keeper(tasks)
         if not task.answered:
             for answer in answers.get(sample_id, []):
-                left_out = ("id",) if answer["completed_by"] is not None else ("id", "completed_by")
-                studio.submit(task.id, {name: value for name, value in answer.items() if name not in left_out})
+                studio.submit(task.id, {name: value for name, value in answer.items() if name != "id"})
 
 
 def _is_empty(running: Running, slug: str) -> bool:

@@ -8,10 +8,11 @@ Standard output carries JSON lines and nothing else (whatever libraries print go
     {"event": "step", ...}                                a few times a second
     {"event": "epoch", "epoch", "epochs", "metrics", "eta_s"}     its checkpoint is on disk
     {"event": "exporting"}
-    {"event": "done"} | {"event": "cancelled"} | {"event": "error", "code", "text"}
+    {"event": "done"} | {"event": "paused"} | {"event": "cancelled"} | {"event": "error", "code", "text"}
 
 Ends with 0, 1 (error) or 3 (RUN_DIR/cancel appeared; looked for at every batch). A finished run that is started again says
-`done` at once; an interrupted one goes on after its last whole checkpoint. The process dies with its parent (Linux), so an
+`done` at once; an interrupted one goes on after its last whole checkpoint, and so does one that paused after the epoch
+`stop_after` of its spec. The process dies with its parent (Linux), so an
 orphan never holds a device.
 """
 
@@ -39,7 +40,7 @@ from sutdol.types import InputSpec
 EXIT_CANCELLED = 3
 STEP_EVERY_S = 0.25
 LOCK_POLL_S = 0.1
-REPORTED_LIBRARIES = ("torch", "timm", "ultralytics", "onnx", "numpy")
+REPORTED_LIBRARIES = ("torch", "timm", "effdet", "ultralytics", "onnx", "numpy")
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -73,10 +74,20 @@ def read_result(run_dir: Path) -> Result | None:
     return result
 
 
+class Paused(Exception):
+    """The epoch at which this candidate waits for the others is finished; not an error."""
+
+
 class Reporter:
-    """The `Hooks` of a real run: JSON lines out, the cancel file in."""
+    """The `Hooks` of a real run: JSON lines out, the cancel file in.
+
+    To every epoch's metrics it adds images/s, the cores that were busy, and the process's memory in MB.
+    """
 
     def __init__(self, out: TextIO, run_dir: Path) -> None:
+        self.stop_after = 0
+        self._images = 0.0
+        self._cpu_s = _cpu_s()
         self._out = out
         self._cancel = run_dir / "cancel"
         self._step_at = 0.0
@@ -89,17 +100,26 @@ class Reporter:
 
     def step(self, **numbers: float) -> None:
         at = time.monotonic()
-        self._epoch_at = self._epoch_at or at  # the first epoch begins here, not with the imports
+        if self._epoch_at is None:  # the first epoch begins here, not with the imports
+            self._epoch_at, self._cpu_s = at, _cpu_s()
+        else:
+            self._images += numbers.get("images", 0.0)
         if at - self._step_at >= STEP_EVERY_S:
             self._step_at = at
             self.say("step", **numbers)
 
     def epoch(self, epoch: int, epochs: int, metrics: dict[str, float]) -> None:
-        at = time.monotonic()
-        self._epoch_s = [*self._epoch_s[-4:], at - (self._epoch_at or at)]
-        self._epoch_at = at
+        at, cpu_s = time.monotonic(), _cpu_s()
+        took_s = at - (self._epoch_at or at)
+        self._epoch_s = [*self._epoch_s[-4:], took_s]
         eta_s = (epochs - epoch) * sum(self._epoch_s) / len(self._epoch_s)
-        self.say("epoch", epoch=epoch, epochs=epochs, metrics=metrics, eta_s=eta_s)
+        machine = _memory_mb()
+        if took_s > 0:
+            machine |= {"machine/images_per_s": self._images / took_s, "machine/cores": (cpu_s - self._cpu_s) / took_s}
+        self._epoch_at, self._cpu_s, self._images = at, cpu_s, 0.0
+        self.say("epoch", epoch=epoch, epochs=epochs, metrics=metrics | machine, eta_s=eta_s)
+        if self.stop_after and self.stop_after <= epoch < epochs:
+            raise Paused
 
     def check(self) -> None:
         if self._cancel.exists():
@@ -136,7 +156,11 @@ def main(arguments: list[str]) -> int:
     reporter = Reporter(_take_stdout(run_dir / "child.log"), run_dir)
     try:
         spec = msgspec.json.decode((run_dir / "spec.json").read_bytes(), type=Spec)
+        reporter.stop_after = spec.stop_after
         run(spec, reporter)
+    except Paused:
+        reporter.say("paused")
+        return 0
     except Cancelled:
         reporter.say("cancelled")
         return EXIT_CANCELLED
@@ -150,6 +174,25 @@ def main(arguments: list[str]) -> int:
         return 1
     reporter.say("done")
     return 0
+
+
+def _cpu_s() -> float:
+    """Seconds of CPU that this process and its ended children took."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def _memory_mb() -> dict[str, float]:
+    """Resident memory now, and the GPU's as far as torch holds it."""
+    found = {}
+    status = Path("/proc/self/status")
+    if status.is_file():
+        line = next((x for x in status.read_text().splitlines() if x.startswith("VmRSS")), "VmRSS: 0 kB")
+        found["machine/memory_mb"] = float(line.split()[1]) / 1024
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        found["machine/gpu_memory_mb"] = torch.cuda.max_memory_reserved() / 1e6
+    return found
 
 
 def _take_stdout(log: Path) -> TextIO:

@@ -30,9 +30,10 @@ from retrain import formats, splits
 from retrain.formats import Import, LeftOut, Record
 from retrain.formats.archive import unpack
 from retrain.splits import RATIOS, grouping
-from retrain.staging import Stage, Staged, canonical, class_names
+from retrain.staging import Stage, Staged
 from sutdol import registry
 from sutdol.context import Context
+from sutdol.dataset_versions import canonical, class_names
 from sutdol.db import insert_for
 from sutdol.errors import DatasetError
 from sutdol.events import tell
@@ -138,12 +139,13 @@ def import_records(
 
 
 def handle(running: Running) -> dict[str, Any]:
-    """The handler of `retrain.import`: {"model", "path", "format", plan...} -> {"dataset_id", "imported", ...}.
+    """The handler of `retrain.import`: {"model", "path" or "key", "format", plan...} -> {"dataset_id", "imported", ...}.
 
+    A key names a zip in the store, as an upload leaves it; the zip goes when the import is done.
     The state of the import lies under the job's id, so a second attempt goes on; it goes when the job has ended.
     """
     payload = dict(running.payload)
-    model, path = str(payload.pop("model")), Path(str(payload.pop("path")))
+    model, path, key = str(payload.pop("model")), payload.pop("path", None), payload.pop("key", None)
     for name in ("ratios", "tags"):
         if name in payload:
             payload[name] = tuple(payload[name])
@@ -161,9 +163,23 @@ def handle(running: Running) -> dict[str, Any]:
                 running.report(step="importing", photo=photo, photos=photos)
 
         commit = _Commit(running.commit, running.job_id)
-        done = import_folder(running.context, model, path, progress=progress, stage=stage, commit=commit, **payload)
+        source = Path(str(path)) if key is None else _fetched(running.context, str(key), stage)
+        done = import_folder(running.context, model, source, progress=progress, stage=stage, commit=commit, **payload)
     shutil.rmtree(stage, ignore_errors=True)
+    if key is not None:
+        running.context.store.delete(str(key))
     return {"dataset_id": done.id, **{k: v for k, v in done.report.items() if isinstance(v, int)}}
+
+
+def _fetched(context: Context, key: str, stage: Path) -> Path:
+    """The zip as a file: the store's own where it is a folder, else a copy beside the import's state."""
+    if context.store.root is not None:
+        return context.store.root / key
+    stage.mkdir(parents=True, exist_ok=True)
+    path = stage / "upload.zip"
+    if not path.is_file():
+        context.store.fetch(key, path)
+    return path
 
 
 class _stage_folder:  # noqa: N801  (reads as a function where it is used)

@@ -10,6 +10,7 @@ from retrain import (
     exports,
     imports,
     labelquality,
+    preview,
     train,
     trigger,
 )
@@ -22,6 +23,7 @@ HANDLERS: dict[str, Handler] = {
     "retrain.export": exports.handle,
     "retrain.autolabel": autolabel.handle,
     "retrain.labelquality": labelquality.handle,
+    "retrain.preview": preview.handle,
     "retrain.evaluate": evaluations.handle,
     "retrain.compress": compress.handle,
     "retrain.convert": convert.handle,

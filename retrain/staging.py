@@ -23,6 +23,7 @@ import msgspec
 from retrain.formats import PIXEL_DIGITS, Import, LeftOut, Record, clip_boxes
 from retrain.splits import Stratum, rank
 from sutdol import images
+from sutdol.dataset_versions import canonical, class_names
 from sutdol.errors import DatasetError, ImageError
 from sutdol.stores import Store
 from sutdol.types import Box, Label, Split, Task
@@ -294,16 +295,6 @@ class Stage:
             notes.clipped,
             tuple(notes.left_out),
         )
-
-
-def canonical(label: Label) -> str:
-    """One text per label: classes sorted, boxes sorted, so that equal labels have equal digests."""
-    boxes = sorted((b.label, float(b.x1), float(b.y1), float(b.x2), float(b.y2)) for b in label.boxes)
-    return msgspec.json.encode([sorted(label.classes), boxes]).decode()
-
-
-def class_names(label: Label) -> list[str]:
-    return [*label.classes, *(box.label for box in label.boxes)]
 
 
 def _row(number: int, one: _Opened) -> tuple[object, ...]:

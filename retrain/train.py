@@ -1,8 +1,9 @@
 """The training job: from a row of `training_run` to a judged, perhaps promoted version.
 
     preparing   dataset version frozen, run folder written
-    training    child process; its epochs become rows of `run_progress`
-    exporting   version number given out once, calibrated, bundle in the store
+    waiting     another training holds the device
+    training    a child process per candidate; their epochs become rows of `run_progress` (see `fitting`)
+    exporting   of several candidates the best on val, version number given out once, calibrated, bundle in the store
     evaluating  candidate and champion on the same frozen test items
     deciding    gate, decision record, promotion: one transaction, under the job's lease
 
@@ -22,74 +23,54 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import msgspec
 from sqlmodel import Session, col, select
 
-from retrain import datasets, gate, reports, supervise
-from retrain.calibrate import calibrate
-from retrain.child import Result, read_result
+from retrain import datasets, gate, reports
+from retrain.calibrate import Calibrated, calibrate
 from retrain.evaluate import Evaluated, evaluate
-from retrain.families import Item, Spec, get_family, write_atomically
-from sutdol import jobs, registry
-from sutdol.db import upsert
-from sutdol.errors import ConflictError, SutdolError, TrainingError, unknown
+from retrain.families import get_family
+from retrain.fitting import Candidate, Fitting
+from sutdol import jobs, notify, registry, runs
+from sutdol.errors import ConflictError, InputError, SutdolError, TrainingError, unknown
 from sutdol.events import tell
 from sutdol.jobs import Running
 from sutdol.predictor import Predictor
-from sutdol.settings import child_environment
 from sutdol.tables import (
     DatasetItem,
     DatasetVersion,
     Decision,
     Evaluation,
-    Job,
     Model,
     ModelVersion,
-    RunProgress,
+    RunCandidate,
     TrainingRun,
-    new_id,
     now,
 )
 from sutdol.versions import code_version
 
-REPORT_EVERY_S = 1.0
-FINAL = ("done", "failed", "cancelled")
 
+def start(
+    session: Session,
+    model: str,
+    *,
+    cause: str,
+    params: dict[str, Any] | None = None,
+    candidates: list[dict[str, Any]] | None = None,
+) -> TrainingRun | None:
+    """Queue a training of `model` in the caller's transaction, with parameters that its families know.
 
-def start(session: Session, model: str, *, cause: str, params: dict[str, Any] | None = None) -> TrainingRun | None:
-    """Queue a training of `model` in the caller's transaction.
-
-    Args:
-        cause: why, in words for people.
-        params: override the model's own defaults for this run.
-
-    Returns:
-        The run, or None when one is queued or active already.
+    Args, Returns: see `sutdol.runs.queue`.
 
     Raises:
         NotFoundError: no such model or family. InputError: an unknown parameter.
     """
     known = registry.get_model(session, model)
-    get_family(known.family).params(known.task, known.classes, known.params, params or {})  # type: ignore[arg-type]
-    waiting = select(TrainingRun, Job).where(
-        TrainingRun.model == model, col(TrainingRun.state).not_in(FINAL), col(TrainingRun.job_id) == col(Job.id)
-    )
-    for run, job in session.exec(waiting).all():
-        if job.state in ("queued", "running"):
-            return None
-        # Its job ended without it: cancelled while it was queued, or abandoned too often.
-        run.state, run.error = ("cancelled" if job.state == "cancelled" else "failed"), job.error
-        run.finished_at = job.finished_at
-        session.add(run)
-    run_id = new_id()
-    job_id = jobs.send(session, "train", {"run_id": run_id}, unique_key=f"train:{model}")
-    if job_id is None:
-        return None
-    run = TrainingRun(id=run_id, model=model, family=known.family, params=params or {}, cause=cause, job_id=job_id)
-    session.add(run)
-    session.flush()
-    tell(session, "run.queued", f"{model}: training queued ({cause})", model=model, run_id=run_id)
-    return run
+    for wanted in candidates or [{}]:
+        family = str(wanted.get("family") or known.family)
+        own = known.params if family == known.family else {}
+        layers = (own, params or {}, dict(wanted.get("params") or {}))
+        get_family(family).params(known.task, known.classes, *layers)  # type: ignore[arg-type]
+    return runs.queue(session, model, cause=cause, params=params, candidates=candidates)
 
 
 def handle(running: Running) -> dict[str, Any]:
@@ -117,22 +98,23 @@ class _Attempt:
         self.context = running.context
         self.run_id = run_id
         self.folder = (running.context.settings.home / "runs" / run_id).absolute()
-        self._reported = self._checked = 0.0
+        self.fitting = Fitting(running, run_id, self.folder)
 
     def work(self) -> dict[str, Any]:
         with self._step("preparing"):
             run, model, dataset, items = self._freeze()
-            spec = self._prepare(run, model, dataset, items)
+            candidates = self.fitting.prepare(run, model, dataset, items)
         with self._step("training"):
-            result = self._train(spec)
+            finished = self.fitting.train(candidates)
         with self._step("exporting"):
-            version = self._allocate()
-            candidate = self._bundle(spec, result, dataset, version, items)
+            chosen, calibrated = self._choose(finished, dataset, items)
+            version = self._allocate(chosen)
+            candidate = self._bundle(chosen, calibrated, dataset, version)
         with self._step("evaluating"):
             test = [item for item in items if item.split == "test"]
             champion_version, champion = self._champion(model.slug)
-            ours = evaluate(candidate, test, self._read, progress=self._check)
-            theirs = evaluate(champion, test, self._read, progress=self._check) if champion else None
+            ours = evaluate(candidate, test, self._read, progress=self.fitting.check)
+            theirs = evaluate(champion, test, self._read, progress=self.fitting.check) if champion else None
         with self._step("deciding"):
             decision = self._decide(model, dataset, test, candidate, ours, champion_version, theirs)
         self._tidy()
@@ -152,126 +134,83 @@ class _Attempt:
             dataset = session.get_one(DatasetVersion, run.dataset_version_id)
             return run, model, dataset, datasets.items(session, dataset.id)
 
-    def _prepare(self, run: TrainingRun, model: Model, dataset: DatasetVersion, items: list[DatasetItem]) -> Spec:
-        """RUN_DIR with spec.json, the champion's weights, and the images that the store does not hold as files."""
-        family = get_family(run.family)
-        params = family.params(model.task, dataset.classes, model.params, run.params)  # type: ignore[arg-type]
-        family.load()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        known = [
-            Item(i.sample_id, i.split, datasets.label_of(i), i.source, self._file_of(i.sample_id), i.arm, i.weight)  # type: ignore[arg-type]
-            for i in items
-            if i.split != "test"
-        ]
-        spec = Spec(
-            run_id=run.id,
-            run_dir=str(self.folder),
-            family=run.family,
-            task=model.task,  # type: ignore[arg-type]
-            classes=list(dataset.classes),
-            params=params,
-            items=known,
-            locks_dir=str((self.context.settings.home / "locks").absolute()),
-            warm_start=self._warm_start(run) if params.get("warm_start") else None,
-            attempt=self.running.attempt,
-        )
-        write_atomically(self.folder / "spec.json", msgspec.json.encode(spec))
-        return spec
-
-    def _file_of(self, sample_id: str) -> str:
-        """A file with the sample's bytes: the store's own where it is a folder, else a copy in the run folder."""
-        key, root = f"samples/{sample_id}", self.context.store.root
-        if root is not None and (root / key).is_file():
-            return str(root / key)
-        path = self.folder / "samples" / sample_id
-        if not path.is_file():
-            path.parent.mkdir(exist_ok=True)
-            write_atomically(path, self.context.store.get(key))
-            self._check()
-        return str(path)
-
-    def _warm_start(self, run: TrainingRun) -> str | None:
-        """The parent's weights as a file, if it has any that this family can read."""
-        if run.parent_version is None:
-            return None
-        store, name = self.context.store, "weights.safetensors"
-        manifest = registry.read_manifest(store, run.model, run.parent_version)
-        if manifest.family != run.family or name not in manifest.files:
-            return None
-        path = self.folder / "parent.safetensors"
-        write_atomically(path, registry.read_file(store, run.model, run.parent_version, manifest, name))
-        return str(path)
-
-    # -- training -----------------------------------------------------------------------------------------------------
-
-    def _train(self, spec: Spec) -> Result:
-        if (done := read_result(self.folder)) is not None:
-            return done
-        extra = get_family(spec.family).environment(self.folder)
-        environment = child_environment(self.context.settings, **extra)
-        supervise.train(self.folder, environment, on_event=self._heard, check=self.running.check_cancelled)
-        result = read_result(self.folder)
-        if result is None:
-            raise TrainingError("the training process ended without a whole result")
-        return result
-
-    def _heard(self, event: dict[str, Any]) -> None:
-        kind = event.pop("event", None)
-        if kind == "epoch":
-            with self.running.commit() as session:
-                progress = RunProgress(
-                    run_id=self.run_id, attempt=self.running.attempt, epoch=event["epoch"], metrics=event["metrics"]
-                )
-                upsert(session, progress, keys=["run_id", "attempt", "epoch"], update=["metrics", "at"])
-                run = session.get_one(TrainingRun, self.run_id)
-                run.epoch, run.epochs, run.eta_s = event["epoch"], event["epochs"], event["eta_s"]
-                session.add(run)
-            self.running.report(step="training", **event)
-        elif kind == "waiting":
-            self.running.report(step="waiting for the device", device=event["device"])
-        elif kind == "step" and time.monotonic() - self._reported >= REPORT_EVERY_S:
-            self._reported = time.monotonic()
-            self.running.report(step="training", now=event)
-
     # -- exporting ----------------------------------------------------------------------------------------------------
 
-    def _allocate(self) -> int:
+    def _choose(
+        self, finished: list[Candidate], dataset: DatasetVersion, items: list[DatasetItem]
+    ) -> tuple[Candidate, Calibrated | None]:
+        """The best of several on the val split, judged by the predictor; what is equal there is decided by size.
+
+        The test split is not looked at: it is there to judge the one that is chosen.
+        """
+        with self.context.database.read() as session:
+            version = session.get_one(TrainingRun, self.run_id).version
+        if len(finished) == 1:
+            [only] = finished
+            there = version is not None and self._has_bundle(dataset.model, version)
+            return only, None if there else self._calibrated(only, dataset, items)
+        val = [item for item in items if item.split == "val"]
+        judged: list[tuple[tuple[float, float], Candidate, Calibrated]] = []
+        for candidate in finished:
+            calibrated = self._calibrated(candidate, dataset, items)
+            onnx = calibrated.files["model.onnx"]
+            numbers = evaluate(calibrated.predictor, val, self._read, progress=self.fitting.check).metrics
+            score = numbers.get("map50" if candidate.spec.task == "detect" else "accuracy") or 0.0
+            told = {k: v for k, v in numbers.items() if isinstance(v, int | float)} | {"size_bytes": len(onnx)}
+            self.fitting.mark(candidate.number, metrics=told)
+            judged.append(((round(score, 4), -len(onnx)), candidate, calibrated))
+        _, best, calibrated = max(judged, key=lambda one: one[0])
+        return best, calibrated
+
+    def _calibrated(self, candidate: Candidate, dataset: DatasetVersion, items: list[DatasetItem]) -> Calibrated:
+        spec, result = candidate.spec, candidate.result()
+        if result is None:
+            raise TrainingError("the training process ended without a whole result")
+        return calibrate(
+            (candidate.folder / "model.onnx").read_bytes(),
+            result.input,
+            task=spec.task,
+            classes=spec.classes,
+            family=spec.family,
+            items=items,
+            read=self._read,
+            provenance={
+                "run": self.run_id,
+                "code": code_version(),
+                "dataset_version": str(dataset.number),
+                "dataset_digest": dataset.digest,
+                "opset": str(result.opset),
+                "onnx_torch_parity": f"{result.parity:.2g}",
+                **result.versions,
+            },
+            check=self.fitting.check,
+            threads=self.context.settings.inference_threads or os.cpu_count() or 1,
+            low_level=result.low_level,
+        )
+
+    def _allocate(self, chosen: Candidate) -> int:
         with self.running.commit() as session:
             run = session.get_one(TrainingRun, self.run_id)
+            row = session.get_one(RunCandidate, (self.run_id, chosen.number))
+            row.state = "chosen"
+            run.family = row.family
             if run.version is None:
                 run.version = registry.allocate_version(session, run.model)
-                session.add(run)
+            session.add_all([run, row])
             return run.version
 
+    def _has_bundle(self, model: str, version: int) -> bool:
+        return self.context.store.has(registry.bundle_key(model, version, "manifest.json"))
+
     def _bundle(
-        self, spec: Spec, result: Result, dataset: DatasetVersion, version: int, items: list[DatasetItem]
+        self, chosen: Candidate, calibrated: Calibrated | None, dataset: DatasetVersion, version: int
     ) -> Predictor:
         """The candidate as the server will load it: written to the store, read back, golden-checked."""
         store, model = self.context.store, dataset.model
-        if not store.has(registry.bundle_key(model, version, "manifest.json")):
-            onnx = (self.folder / "model.onnx").read_bytes()
-            calibrated = calibrate(
-                onnx,
-                result.input,
-                task=spec.task,
-                classes=spec.classes,
-                family=spec.family,
-                items=items,
-                read=self._read,
-                provenance={
-                    "run": self.run_id,
-                    "code": code_version(),
-                    "dataset_version": str(dataset.number),
-                    "dataset_digest": dataset.digest,
-                    "opset": str(result.opset),
-                    "onnx_torch_parity": f"{result.parity:.2g}",
-                    **result.versions,
-                },
-                check=self._check,
-                threads=self.context.settings.inference_threads or os.cpu_count() or 1,
-                low_level=result.low_level,
-            )
-            weights = (self.folder / "weights.safetensors").read_bytes()
+        if calibrated is not None and not self._has_bundle(model, version):
+            weights = (chosen.folder / "weights.safetensors").read_bytes()
+            if chosen.folder != self.folder:
+                shutil.copyfile(chosen.folder / "spec.json", self.folder / "spec.json")  # how the version was made
             files = calibrated.files | {"weights.safetensors": weights}
             registry.write_bundle(store, model, version, calibrated.manifest, files)
         candidate = Predictor.open(store, model, version, providers=self._providers())
@@ -371,6 +310,10 @@ class _Attempt:
                     payload = {"model": model.slug, "limit": limit}
                     key = f"retrain.labelquality:{model.slug}"
                     jobs.send(session, "retrain.labelquality", payload, unique_key=key)
+            kind = "approval" if decision.verdict == "approve" else "done"
+            words = {"approve": "waits for your approval", "promote": "is at work", "refuse": "was refused"}
+            title = f"{model.slug} version {version} {words[decision.verdict]}"
+            notify.queue(session, self.context.settings, kind, title, verdict.text)
         return decision
 
     def _evaluation(
@@ -417,22 +360,18 @@ class _Attempt:
             run.timings = {**(run.timings or {}), name: round(time.monotonic() - begun, 3)}
             session.add(run)
 
-    def _check(self, *_: int) -> None:
-        """Between images: look for a cancel request, at most twice a second."""
-        if time.monotonic() - self._checked >= supervise.CHECK_EVERY_S:
-            self._checked = time.monotonic()
-            self.running.check_cancelled()
-
     def _read(self, sample_id: str) -> bytes:
         return self.context.store.get(f"samples/{sample_id}")
 
     def _tidy(self) -> None:
         """What the store holds, or nobody will ask for, goes; spec, log and result stay."""
-        for name in ("samples", "data", "yolo", "config"):
-            shutil.rmtree(self.folder / name, ignore_errors=True)
-        for pattern in ("epoch?????-*", "*.safetensors", "model.onnx", "last.json"):
-            for path in self.folder.glob(pattern):
-                path.unlink()
+        shutil.rmtree(self.folder / "samples", ignore_errors=True)
+        for folder in [self.folder, *self.folder.glob("candidate-*")]:
+            for name in ("data", "yolo", "config"):
+                shutil.rmtree(folder / name, ignore_errors=True)
+            for pattern in ("epoch?????-*", "*.safetensors", "model.onnx", "last.json", "*.u8"):
+                for path in folder.glob(pattern):
+                    path.unlink()
 
 
 def _recent(session: Session, model: str, champion: int | None, test: list[DatasetItem]) -> set[str]:
@@ -467,5 +406,8 @@ def _mark(running: Running, run_id: str, error: BaseException) -> None:
             return
         run.state = "cancelled" if cancelled else "failed"
         run.error = str(error) or type(error).__name__
+        if run.state == "failed" and (isinstance(error, InputError) or running.attempt >= running.job.max_attempts):
+            title = f"{run.model}: the training failed"
+            notify.queue(session, running.context.settings, "failed", title, f"run {run.id} ({run.cause}): {run.error}")
         run.eta_s, run.finished_at = None, now()
         session.add(run)

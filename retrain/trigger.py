@@ -1,5 +1,7 @@
 """Enough new labels start a training: the job `retrain.trigger`, debounced in the database.
 
+Enough is a number, a share of what the last training had, or any after a time (the schedule).
+
     {"model": slug} or {} for all -> count labels that the last training has not seen -> start, or wait, or nothing
 
 Counting, deciding and starting happen in one transaction, so two triggers at once start one training and a crash leaves
@@ -11,6 +13,7 @@ Errors: NotFoundError for a model that does not exist.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
@@ -20,8 +23,10 @@ from retrain import train
 from sutdol import registry
 from sutdol.jobs import Running
 from sutdol.settings import Settings
-from sutdol.tables import DatasetItem, DriftState, LabelRow, Model, TrainingRun, now
+from sutdol.tables import DatasetItem, DatasetVersion, DriftState, LabelRow, Model, TrainingRun, now
 
+MAX_DEBOUNCES = 10
+"""Labels that never stop coming must not hold a training up for ever."""
 MAX_DOUBLINGS = 10
 """Failures in a row after which the cooldown no longer grows: 60 s have become 17 hours."""
 
@@ -45,23 +50,64 @@ def consider(session: Session, model: str, settings: Settings) -> dict[str, Any]
     Returns:
         new_labels, with started (the run's id) or waits (why not now) when they are enough.
     """
-    fresh = new_labels(session, model)
-    watched = session.get(DriftState, model)
-    drifted = watched is not None and watched.alarm
-    enough = min(settings.retrain_after_labels, settings.retrain_on_drift_labels if drifted else 2**31)
-    if fresh < enough:
+    unseen = _unseen(session, model)
+    fresh = unseen.count
+    reason = _reason(session, model, settings, fresh)
+    if reason is None:
         return {"new_labels": fresh}
+    pause_s = settings.retrain_debounce_s
+    quiet_s, waited_s = now() - unseen.newest_at, now() - unseen.oldest_at
+    if quiet_s < pause_s and waited_s < MAX_DEBOUNCES * pause_s:
+        return {"new_labels": fresh, "waits": f"labels are still coming, {pause_s - quiet_s:.0f} s more without one"}
     left_s = _cooldown_left_s(session, model, settings.retrain_cooldown_s)
     if left_s > 0:
         return {"new_labels": fresh, "waits": f"cooldown, {left_s:.0f} s left"}
-    cause = f"{fresh} new labels" + (f", drift: {watched.alarm_text}" if watched is not None and drifted else "")
-    run = train.start(session, model, cause=cause)
+    run = train.start(session, model, cause=reason)
     if run is None:
         return {"new_labels": fresh, "waits": "a training is queued or active"}
     return {"new_labels": fresh, "started": run.id}
 
 
+def _reason(session: Session, model: str, settings: Settings, fresh: int) -> str | None:
+    """Why a training should start now, in words; None when nothing says so."""
+    if not fresh:
+        return None
+    watched = session.get(DriftState, model)
+    drift = f", drift: {watched.alarm_text}" if watched is not None and watched.alarm else ""
+    if fresh >= settings.retrain_after_labels or (drift and fresh >= settings.retrain_on_drift_labels):
+        return f"{fresh} new labels{drift}"
+    last = session.exec(
+        select(TrainingRun).where(TrainingRun.model == model).order_by(col(TrainingRun.created_at).desc())
+    ).first()
+    frozen = (
+        session.get(DatasetVersion, last.dataset_version_id) if last is not None and last.dataset_version_id else None
+    )
+    if settings.retrain_after_growth and frozen is not None:
+        share = 100 * fresh / max(1, sum(frozen.counts["splits"].values()))
+        if share >= settings.retrain_after_growth:
+            return f"{fresh} new labels, {share:.0f} % more"
+    if settings.retrain_every_s and last is not None:
+        age_s = now() - (last.finished_at or last.created_at)
+        if age_s >= settings.retrain_every_s:
+            return f"schedule, {age_s / 3600:.1f} h after the last training, {fresh} new labels"
+    return None
+
+
+@dataclass(frozen=True)
+class _Unseen:
+    """Answers that no training has seen: how many, and when the first and the last of them came."""
+
+    count: int
+    oldest_at: float
+    newest_at: float
+
+
 def new_labels(session: Session, model: str) -> int:
+    """How many answers of people the newest frozen training of `model` did not contain as such."""
+    return _unseen(session, model).count
+
+
+def _unseen(session: Session, model: str) -> _Unseen:
     """Answers of people that the newest frozen training of `model` did not contain as such.
 
     A training that failed counts as one that saw its labels; otherwise it would be started again for ever.
@@ -72,7 +118,7 @@ def new_labels(session: Session, model: str) -> int:
         .order_by(col(TrainingRun.created_at).desc(), col(TrainingRun.id).desc())
     ).first()
     query = (
-        sa.select(sa.func.count())
+        sa.select(sa.func.count(), sa.func.min(col(LabelRow.updated_at)), sa.func.max(col(LabelRow.updated_at)))
         .select_from(LabelRow)
         .outerjoin(
             DatasetItem,
@@ -81,7 +127,8 @@ def new_labels(session: Session, model: str) -> int:
         .where(col(LabelRow.model) == model, col(LabelRow.source) == "annotation")
         .where(sa.or_(col(DatasetItem.sample_id).is_(None), col(DatasetItem.source) != "annotation"))
     )
-    return int(session.execute(query).scalar_one())
+    count, oldest, newest = session.execute(query).one()
+    return _Unseen(int(count), oldest or 0.0, newest or 0.0)
 
 
 def _cooldown_left_s(session: Session, model: str, cooldown_s: float) -> float:

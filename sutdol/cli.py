@@ -13,7 +13,17 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, Parameter
 from rich.console import Console
 
-from sutdol import __version__, cli_batch, cli_datasets, cli_evaluate, cli_learning, cli_monitor, cli_versions, images
+from sutdol import (
+    __version__,
+    cli_batch,
+    cli_datasets,
+    cli_evaluate,
+    cli_learning,
+    cli_monitor,
+    cli_training,
+    cli_versions,
+    images,
+)
 from sutdol.context import open_context
 from sutdol.errors import SetupError, SutdolError
 from sutdol.terminal import Home, console, open_home, parse_params, settings_of, sibling
@@ -21,7 +31,7 @@ from sutdol.terminal import Home, console, open_home, parse_params, settings_of,
 ROUTERS = ["labeling_bridge.routes"]
 """Modules with `build(context) -> Router`, mounted by `serve`."""
 HANDLERS = {
-    "bridge": ["labeling_bridge.jobs", "retrain.jobs", "sutdol.monitor.job"],
+    "bridge": ["labeling_bridge.jobs", "retrain.jobs", "sutdol.monitor.job", "sutdol.notify"],
     "train": ["retrain.jobs"],
     "batch": ["serving.jobs", "retrain.jobs"],
 }
@@ -35,6 +45,8 @@ app = App(
 )
 app.command(cli_datasets.import_, name="import")
 app.command(cli_datasets.dataset_app)
+for command in (cli_training.train, cli_training.runs, cli_training.cancel, cli_training.preview):
+    app.command(command)
 keys_app = App(name="keys", help="API keys: create, list, revoke.")
 app.command(keys_app)
 app.command("sutdol.cli_labels:labels_app", name="labels")
@@ -155,39 +167,6 @@ def clock(*, home: Home = None) -> None:
     from sutdol.jobs import clock as program
 
     program.run(settings_of(home))
-
-
-@app.command
-def train(
-    model: str,
-    *,
-    set: Annotated[list[str], Parameter(help="A training parameter, NAME=VALUE; may be repeated.")] = [],  # noqa: B006
-    wait: Annotated[bool, Parameter(help="Do the work in this process and stay until it is done.")] = False,
-    home: Home = None,
-) -> None:
-    """Start a training run; a `train` worker does it.
-
-    Example: sutdol train digits --set epochs=20 --wait
-    """
-    from sutdol import registry
-    from sutdol.jobs import worker
-    from sutdol.tables import TrainingRun
-
-    context = open_home(home)
-    with context.database.begin() as session:
-        registry.get_model(session, model)
-        run = sibling("retrain.train").start(session, model, cause="by hand", params=parse_params(set))
-    if run is None:
-        raise SetupError(f"{model} is being trained already", hint="see `sutdol status`")
-    if not wait:
-        console.print(f"run {run.id} is queued; see `sutdol status`", highlight=False)
-        return
-    worker.run_pending(context, sibling("retrain.jobs").HANDLERS)
-    with context.database.read() as session:
-        row = session.get_one(TrainingRun, run.id)
-        console.print(f"run {row.id}: {row.state}, version {row.version} {row.error or ''}", highlight=False)
-        if row.state != "done":
-            sys.exit(1)
 
 
 @app.command

@@ -9,7 +9,7 @@ from cyclopts import App, Parameter
 from rich.table import Table
 from sqlmodel import col, select
 
-from sutdol import jobs, registry
+from sutdol import dataset_versions, jobs, registry
 from sutdol.errors import SetupError
 from sutdol.tables import Dataset, DatasetVersion, Model
 from sutdol.terminal import Home, console, open_home, sibling
@@ -119,7 +119,7 @@ def freeze(model: str, *, name: str | None = None, home: Home = None) -> None:
     with open_home(home).database.begin() as session:
         version = datasets.freeze(session, model)
         if name is not None:
-            datasets.describe(version, name=name)
+            dataset_versions.describe(version, name=name)
             session.add(version)
     console.print(f"{model}: dataset version {version.number}, digest {version.digest[:12]}", highlight=False)
 
@@ -138,10 +138,9 @@ def describe(
 
     Example: sutdol dataset describe cells 3 --tag audited --memo "checked by two people"
     """
-    datasets = sibling("retrain.datasets")
     with open_home(home).database.begin() as session:
-        row = datasets.get_version(session, model, version)
-        datasets.describe(row, name=name, tags=tag, memo=memo)
+        row = dataset_versions.get_version(session, model, version)
+        dataset_versions.describe(row, name=name, tags=tag, memo=memo)
         session.add(row)
     console.print(f"{model}: dataset version {version} is described")
 
@@ -152,9 +151,8 @@ def stats(model: str, version: int | None = None, *, home: Home = None) -> None:
 
     Example: sutdol dataset stats cells 3
     """
-    datasets = sibling("retrain.datasets")
     with open_home(home).database.read() as session:
-        found = datasets.statistics(session, datasets.get_version(session, model, version))
+        found = dataset_versions.statistics(session, dataset_versions.get_version(session, model, version))
     table = _table("class", "train", "val", "test")
     for name, counts in found.pop("classes").items():
         table.add_row(name, *(str(counts[s]) for s in ("train", "val", "test")))
@@ -169,10 +167,9 @@ def diff(model: str, old: int, new: int, *, home: Home = None) -> None:
 
     Example: sutdol dataset diff cells 2 3
     """
-    datasets = sibling("retrain.datasets")
     with open_home(home).database.read() as session:
-        versions = [datasets.get_version(session, model, number) for number in (old, new)]
-        found = datasets.diff(session, *versions)
+        versions = [dataset_versions.get_version(session, model, number) for number in (old, new)]
+        found = dataset_versions.diff(session, *versions)
     for name, value in found.items():
         if not name.endswith("_samples"):
             console.print(f"{name}: {value}", highlight=False)
@@ -193,7 +190,7 @@ def export(
     """
     context, datasets = open_home(home), sibling("retrain.datasets")
     with context.database.read() as session:
-        found = datasets.get_version(session, model, version)
+        found = dataset_versions.get_version(session, model, version)
         task = registry.get_model(session, model).task
     formats = sibling("retrain.formats").FORMATS
     chosen = format or next(name for name, known in formats.items() if task in known.tasks)

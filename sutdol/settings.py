@@ -109,10 +109,24 @@ class Settings(BaseSettings):
     retrain_on_drift_labels: int = Field(
         30, ge=1, description="New labels that start a retraining while a drift alarm is on."
     )
+    retrain_after_growth: float = Field(
+        0.0, ge=0, description="New labels that start one, in % of the last training's images. 0: only the count above."
+    )
+    retrain_every_s: float = Field(
+        0.0, ge=0, description="Seconds after which any new label starts one. 0: no schedule; 86400: every day."
+    )
+    retrain_debounce_s: float = Field(
+        0.0, ge=0, description="Seconds without a further label that a training waits for; ten times that at most."
+    )
     retrain_cooldown_s: float = Field(60.0, ge=0, description="Seconds between two retrainings of one model.")
     promotion: str = Field(
         "auto", pattern="^(auto|manual)$", description="What happens when the gate passes: auto or manual."
     )
+
+    notify_urls: str = Field(
+        "", repr=False, description="Apprise URLs (mailto://..., slack://..., json://...), separated by spaces."
+    )
+    notify_on: str = Field("done,failed,approval,drift", description="What people are told of.")
 
     label_studio_url: str = Field("", description="URL of Label Studio. Empty: the one that `up` starts.")
     label_studio_api_key: str = Field("", repr=False, description="Its access token. Empty: made by log-in.")
@@ -238,7 +252,7 @@ def effective(settings: Settings) -> list[tuple[str, str, str, str]]:
     rows = []
     for name, variable, default, meaning in describe():
         value = getattr(settings, name)
-        secret = name.endswith(("_key", "_password"))
+        secret = name.endswith(("_key", "_password", "notify_urls"))
         shown = ("set" if value else "") if secret else _PASSWORD_IN_URL.sub(r"\1***@", str(value))
         rows.append((variable, shown, default, meaning))
     return rows

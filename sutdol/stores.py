@@ -9,7 +9,7 @@ Errors: NotFoundError for a missing key, SetupError for a URL that cannot be ope
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from urllib.parse import unquote, urlparse
@@ -59,6 +59,18 @@ class Store:
         if not isinstance(self._inner, S3Store):
             return None
         return str(obstore.sign(self._inner, "GET", key, expires_in=timedelta(seconds=seconds)))
+
+    def chunks(self, key: str) -> Iterator[bytes]:
+        """The bytes of `key` in pieces, for what may be too large for memory.
+
+        Raises:
+            NotFoundError: there is no such key.
+        """
+        try:
+            found = obstore.get(self._inner, key)
+        except FileNotFoundError:
+            raise NotFoundError(f"the store holds no {key!r}") from None
+        return (bytes(chunk) for chunk in found.stream(min_chunk_size=1_000_000))
 
     def fetch(self, key: str, path: Path) -> None:
         """Write the bytes of `key` to a new file, whole or not at all; they are never whole in memory.

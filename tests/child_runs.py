@@ -20,8 +20,21 @@ from sutdol.types import Box, Label, Task
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES = ["red", "green"]
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 60)}
-TASKS: dict[str, Task] = {"timm": "classify", "yolo": "detect"}
-SMALL: dict[str, dict[str, Any]] = {"timm": {"batch": 4, "steps_per_epoch": 4}, "yolo": {"batch": 4, "image_size": 64}}
+CASES: dict[str, tuple[str, Task]] = {
+    "timm": ("timm", "classify"),
+    "timm multilabel": ("timm", "multilabel"),
+    "yolo": ("yolo", "detect"),
+    "yolo classify": ("yolo", "classify"),
+    "efficientdet": ("efficientdet", "detect"),
+}
+"""The smallest of each family, by the family's name, and its other tasks: name -> family and task."""
+SMALL: dict[str, dict[str, Any]] = {
+    "timm": {"batch": 4, "steps_per_epoch": 4},
+    "timm multilabel": {"batch": 4, "steps_per_epoch": 4},
+    "yolo": {"batch": 4, "image_size": 64},
+    "yolo classify": {"batch": 4, "steps_per_epoch": 2, "image_size": 64},
+    "efficientdet": {"batch": 2, "image_size": 128},
+}
 
 
 def images(folder: Path, task: Task, count: int = 8) -> list[Item]:
@@ -49,8 +62,9 @@ def images(folder: Path, task: Task, count: int = 8) -> list[Item]:
 def prepare(
     folder: Path, family: str, *, classes: list[str] = CLASSES, warm_start: str | None = None, **params: Any
 ) -> Spec:
-    """A run folder with its spec.json."""
-    task = TASKS[family]
+    """A run folder with its spec.json; `family` is a name of CASES."""
+    case = family
+    family, task = CASES[case]
     run_dir = folder / "run"
     run_dir.mkdir(parents=True, exist_ok=True)
     spec = Spec(
@@ -59,7 +73,7 @@ def prepare(
         family=family,
         task=task,
         classes=classes,
-        params=get_family(family).params(task, classes, SMALL[family], params),
+        params=get_family(family).params(task, classes, SMALL[case], params),
         items=images(folder / "images", task),
         locks_dir=str(folder / "locks"),
         warm_start=warm_start,
@@ -69,7 +83,7 @@ def prepare(
 
 
 def environment(family: str, run_dir: Path) -> dict[str, str]:
-    return {**os.environ, **get_family(family).environment(run_dir)}
+    return {**os.environ, **get_family(CASES.get(family, (family,))[0]).environment(run_dir, {})}
 
 
 def popen(spec: Spec) -> subprocess.Popen[bytes]:

@@ -28,6 +28,8 @@ HOME_OF = {
     "torchvision": ["retrain/"],
     "timm": ["retrain/"],
     "ultralytics": ["retrain/"],
+    "effdet": ["retrain/"],
+    "apprise": ["sutdol/notify.py"],
     "httpx": [
         "sutdol/client.py",
         "sutdol/demo/traffic.py",

@@ -2,12 +2,15 @@
 
     Spec (items, params, warm start) -> fit -> weights.safetensors -> to_onnx -> Export (one self-contained ONNX file)
 
-A family is one module in this folder with four functions, none of which may import torch before it is called:
+A family is one module in this folder with these names, none of which may import torch before it is called:
 
     defaults(task, classes) -> dict       every parameter with its default; unknown names are refused by `Family.params`
-    environment(run_dir) -> dict          variables that the training child must be started with
+    PRESETS                               fast | balanced | accurate -> parameters instead of the defaults
+    native_size(params, task) -> int      the input size that an architecture was made for
+    environment(run_dir, params) -> dict  variables that the training child must be started with
     fit(spec, hooks) -> Path              trains, checkpoints and resumes; calls hooks.check() at least once per batch
     to_onnx(spec, weights) -> Export      the contract of `sutdol.types.Manifest`, compared with torch
+    examples(spec, hooks, count)          for each item: the image, then `count` augmented ones, boxes drawn
 
 Weights travel as safetensors (no pickle); the class list only grows, so row i of an old head is row i of the new one.
 
@@ -52,6 +55,8 @@ class Spec(msgspec.Struct, frozen=True):
         params: complete, checked by `Family.params`.
         warm_start: weights.safetensors of an earlier version of the same model, or None to start from scratch.
         locks_dir: folder of `device-<n>.lock`, one training per device at a time.
+        weights_dir: folder of pretrained weights, `ARCHITECTURE.safetensors`.
+        stop_after: pause after this epoch, with its checkpoint on disk, if others are to be compared with it; 0: never.
     """
 
     run_id: str
@@ -64,6 +69,8 @@ class Spec(msgspec.Struct, frozen=True):
     locks_dir: str
     warm_start: str | None = None
     attempt: int = 1
+    weights_dir: str = ""
+    stop_after: int = 0
 
     def of(self, split: Split) -> list[Item]:
         return [item for item in self.items if item.split == split]
@@ -73,7 +80,7 @@ class Hooks(Protocol):
     """What the family tells its child while it trains."""
 
     def step(self, **numbers: float) -> None:
-        """Progress inside an epoch, sent on at most a few times a second."""
+        """Progress inside an epoch, sent on at most a few times a second; `images` counts those of this step."""
 
     def epoch(self, epoch: int, epochs: int, metrics: dict[str, float]) -> None:
         """Epoch `epoch` (1-based) of `epochs` is finished and its checkpoint is on disk."""
@@ -122,25 +129,30 @@ class Family:
             )
         return importlib.import_module(self.module)
 
-    def environment(self, run_dir: Path) -> dict[str, str]:
+    def environment(self, run_dir: Path, params: dict[str, Any] | None = None) -> dict[str, str]:
         """Variables for the training child: the family's own and those that hold for all.
 
         Threads that wait must sleep: on a machine that also serves, OpenMP's default (spin) makes a training five times
         slower than one thread alone, measured with two cores and four busy processes; asleep it is as fast as ever.
         """
-        own: dict[str, str] = self.load().environment(run_dir)
+        own: dict[str, str] = self.load().environment(run_dir, params or {})
         return {"OMP_WAIT_POLICY": "PASSIVE"} | own
 
     def params(self, task: Task, classes: list[str], *overrides: dict[str, Any]) -> dict[str, Any]:
         """The family's defaults, overridden by each of `overrides` in turn (a model's own, then a run's).
 
         Raises:
-            InputError: a task the family cannot do, or an unknown parameter (lists the known ones).
+            InputError: a task the family cannot do, an unknown parameter or preset (lists the known ones).
         """
         if task not in self.tasks:
             raise InputError(f"task {task!r}: this family can do {', '.join(self.tasks)}")
-        known: dict[str, Any] = importlib.import_module(self.module).defaults(task, classes)
-        merged = dict(known)
+        module = importlib.import_module(self.module)
+        known: dict[str, Any] = module.defaults(task, classes) | {"preset": None}
+        chosen = next((given["preset"] for given in reversed(overrides) if given.get("preset") is not None), None)
+        if chosen is not None and chosen not in module.PRESETS:
+            raise InputError(f"preset {chosen!r} is unknown (known: {', '.join(module.PRESETS)})")
+        preset = {k: v for k, v in module.PRESETS[chosen].items() if k in known} if chosen is not None else {}
+        merged = known | preset
         for given in overrides:
             for name, value in given.items():
                 if name not in known:
@@ -151,12 +163,17 @@ class Family:
                         f"training parameter {name!r}: expected {type(default).__name__} like {default!r}, found {value!r}"
                     )
                 merged[name] = value
+        if not any("image_size" in given for given in (preset, *overrides)):
+            merged["image_size"] = module.native_size(merged, task)
         return merged
 
 
 FAMILIES: dict[str, Family] = {
     "timm": Family("retrain.families.timm", ("classify", "multilabel"), "train", ("torch", "timm", "safetensors")),
-    "yolo": Family("retrain.families.yolo", ("detect",), "yolo", ("torch", "ultralytics", "safetensors")),
+    "yolo": Family(
+        "retrain.families.yolo", ("detect", "classify", "multilabel"), "yolo", ("torch", "ultralytics", "safetensors")
+    ),
+    "efficientdet": Family("retrain.families.efficientdet", ("detect",), "train", ("torch", "effdet", "safetensors")),
 }
 
 

@@ -1,12 +1,12 @@
-"""Object detection with narrow YOLO11 networks by ultralytics, from scratch or from an earlier version of the same model.
+"""YOLO networks by ultralytics: YOLOv5, v8, 11 and 26 from n to x, for detection and (but v5) classification.
 
     items -> copies of the images and YOLO text labels in the run folder -> ultralytics' own trainer -> averaged weights
           -> weights.safetensors -> ONNX: images -> scores (boxes before NMS), features (mean and std of early layers)
 
 ultralytics is AGPL-3.0 and reaches out unless told not to: `environment` holds the switches, they must be set before its
-import, and `fit` refuses to start without them. The network's own description is read from the installed package and only
-its width and depth are replaced. ultralytics' checkpoints are pickles: only those that we wrote ourselves, and whose hash
-still matches, are opened, with its restricted loader.
+import, and `fit` refuses to start without them. The network's own description is read from the installed package; the tiny
+one is yolo11 with a width and depth of our own. Classification networks are trained by `_classifier`. ultralytics' checkpoints
+are pickles: only those that we wrote ourselves, and whose hash still matches, are opened, with its restricted loader.
 
 Images are copied, never linked: ultralytics rewrites JPEGs that it takes for broken in place.
 
@@ -21,10 +21,17 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retrain.families import Export, Hooks, Item, Spec, load_checkpoint, save_checkpoint
-from sutdol.errors import SetupError, TrainingError
-from sutdol.images import admit
-from sutdol.types import InputSpec, Task
+import msgspec
+
+from retrain.families import Export, Hooks, Item, Spec, _classifier, load_checkpoint, save_checkpoint
+from retrain.families._augment import augmentation_defaults, draw_boxes
+from retrain.families._memory import fitting_batch
+from retrain.families._pretrained import load_pretrained
+from retrain.families._replay import repeats
+from retrain.families._warm import start_warm
+from sutdol.errors import InputError, SetupError, TrainingError
+from sutdol.images import Rgb, admit
+from sutdol.types import Box, InputSpec, Task
 
 if TYPE_CHECKING:
     import torch
@@ -34,16 +41,25 @@ FEATURE_LAYERS = (1, 2, 4)
 """Early layers: the last backbone layer hides noise, darkness and other pictures entirely, these show them."""
 SUFFIX = {"image/jpeg": ".jpg", "image/png": ".png", "image/webp": ".webp"}
 RAM_CACHE_PIXELS = 300_000_000
-MAX_REPEATS = 3
-"""An image that people labelled appears at most so many times in an epoch."""
+
+
+TINY = "yolo11_tiny"
+VERSIONS = {"yolov5": "v5/yolov5", "yolov8": "v8/yolov8", "yolo11": "11/yolo11", "yolo26": "26/yolo26"}
+"""Beginning of an architecture's name -> its description in the installed package; the last letter is the scale, n to x."""
+PRESETS: dict[str, dict[str, Any]] = {
+    "fast": {"architecture": TINY, "image_size": 320, "epochs": 20},
+    "balanced": {"architecture": "yolo11n", "epochs": 60, "mosaic": 0.5},
+    "accurate": {"architecture": "yolo26s", "epochs": 120, "mosaic": 1.0, "crop": 0.4, "patience": 30},
+}
 
 
 def defaults(task: Task, classes: list[str]) -> dict[str, Any]:
-    """Parameters with their defaults; width .125 and depth .33 make 0.56 M parameters. Sizes are in pixels.
-
-    `fliplr` is the chance of a mirrored image: set it to 0 where a mirrored object is another thing (digits, signs).
-    """
+    """Parameters with their defaults. The tiny network's width .125 and depth .33 make 0.56 M parameters; the others (yolov5n
+    to x, yolov8n to x, yolo11n to x, yolo26n to x) have their own. For classification see `_classifier.defaults`."""
+    if task != "detect":
+        return {"architecture": "yolo11n", "image_size": 224, **_classifier.defaults(classes)}
     return {
+        "architecture": TINY,
         "width": 0.125,
         "depth": 0.33,
         "image_size": 256,
@@ -53,20 +69,25 @@ def defaults(task: Task, classes: list[str]) -> dict[str, Any]:
         "lr": 0.003,
         "warm_lr": 0.002,
         "weight_decay": 0.0005,
+        "patience": 0,
         "warm_start": True,
-        "mosaic": 1.0,
-        "fliplr": 0.5,
-        "flipud": 0.0,
-        "scale": 0.4,
+        "pretrained": False,
+        "head_only": False,
+        **augmentation_defaults(classes),
+        "mosaic": 0.0,
         "hsv_h": 0.015,
         "hsv_s": 0.5,
-        "hsv_v": 0.4,
         "seed": 0,
         "device": "auto",
     }
 
 
-def environment(run_dir: Path) -> dict[str, str]:
+def native_size(params: dict[str, Any], task: Task) -> int:
+    """The input size that an architecture was made for, pixels a side."""
+    return 224 if task != "detect" else 256 if params["architecture"] == TINY else 640
+
+
+def environment(run_dir: Path, params: dict[str, Any]) -> dict[str, str]:
     """No network, no installs, no settings outside the run folder, no arbitrary pickles."""
     return {
         "YOLO_OFFLINE": "true",
@@ -85,6 +106,8 @@ def fit(spec: Spec, hooks: Hooks) -> Path:
     run_dir = Path(spec.run_dir)
     (run_dir / "config").mkdir(parents=True, exist_ok=True)
     _check_offline(run_dir)
+    if spec.task != "detect":
+        return _classifier.fit(spec, hooks, KIND)
     if not spec.of("train"):
         raise TrainingError("there are no training images in this dataset version")
     warm = bool(spec.warm_start) and bool(spec.params["warm_start"])
@@ -114,9 +137,14 @@ def to_onnx(spec: Spec, weights: Path) -> Export:
     from retrain.families._export import export
 
     _check_offline(Path(spec.run_dir))
+    if spec.task != "detect":
+        return _classifier.to_onnx(spec, weights, KIND)
     net = build(spec)
     net.load_state_dict(load_file(weights))
+    if hasattr(net.model[-1], "end2end"):
+        net.model[-1].end2end = False
     net = net.eval().fuse(verbose=False)
+    # yolo26 has a second head without suppression; the contract wants boxes before suppression, from the first one.
     head = net.model[-1]
     head.export, head.format, head.dynamic = True, "onnx", False
 
@@ -146,20 +174,6 @@ def to_onnx(spec: Spec, weights: Path) -> Export:
     return Export(onnx, InputSpec((size, size), "letterbox"), OPSET, parity)
 
 
-def repeats(items: list[Item]) -> list[int]:
-    """How often each training image appears in an epoch: labelled ones up to MAX_REPEATS times, towards a half of it.
-
-    >>> from sutdol.types import Label
-    >>> old = [Item(str(i), "train", Label(), "imported", "") for i in range(8)]
-    >>> repeats([*old, Item("n", "train", Label(), "annotation", "")])[-1]
-    3
-    """
-    labelled = sum(item.source != "imported" for item in items)
-    imported = len(items) - labelled
-    times = min(MAX_REPEATS, max(1, round(imported / labelled))) if labelled and imported else 1
-    return [1 if item.source == "imported" else times for item in items]
-
-
 def _input_size(spec: Spec) -> int:
     """Ultralytics wants multiples of the largest stride, 32."""
     return max(32, math.ceil(int(spec.params["image_size"]) / 32) * 32)
@@ -179,36 +193,71 @@ def _check_offline(run_dir: Path) -> None:
 
 
 def _architecture(spec: Spec) -> dict[str, Any]:
-    """yolo11 as the installed package describes it, with one scale of our own and as many classes as there are."""
+    """The network as the installed package describes it, with the wanted scale alone and as many classes as there are.
+
+    Raises:
+        InputError: an unknown architecture, or one without a classification network; lists the known ones.
+    """
     import ultralytics
     from ultralytics.utils import YAML
 
-    path = Path(ultralytics.__file__).parent / "cfg" / "models" / "11" / "yolo11.yaml"
+    name = str(spec.params["architecture"])
+    version, scale = (name.removesuffix("_tiny"), "n") if name == TINY else (name[:-1], name[-1:])
+    folder = Path(ultralytics.__file__).parent / "cfg" / "models"
+    path = folder / f"{VERSIONS.get(version, version)}{'' if spec.task == 'detect' else '-cls'}.yaml"
+    if (
+        version not in VERSIONS
+        or not path.is_file()
+        or scale not in "nsmlx"
+        or (name == TINY and spec.task != "detect")
+    ):
+        able = [v for v in VERSIONS if spec.task == "detect" or v != "yolov5"]
+        known = [*([TINY] if spec.task == "detect" else []), *(f"{v}n to {v}x" for v in able)]
+        raise InputError(f"architecture {name!r} is unknown for task {spec.task} (known: {', '.join(known)})")
     described: dict[str, Any] = YAML.load(path)
-    described["scales"] = {"n": [float(spec.params["depth"]), float(spec.params["width"]), 512]}
-    described |= {"nc": len(spec.classes), "scale": "n", "yaml_file": "yolo11.yaml"}
-    return described
+    own = (
+        [float(spec.params["depth"]), float(spec.params["width"]), 512] if name == TINY else described["scales"][scale]
+    )
+    return described | {"scales": {scale: own}, "nc": len(spec.classes), "scale": scale, "yaml_file": path.name}
 
 
 def build(spec: Spec) -> Any:
-    from ultralytics.nn.tasks import DetectionModel
+    """The untrained network."""
+    from ultralytics.nn.tasks import ClassificationModel, DetectionModel
 
-    return DetectionModel(_architecture(spec), nc=len(spec.classes), ch=3, verbose=False)
+    kind = DetectionModel if spec.task == "detect" else ClassificationModel
+    net = kind(_architecture(spec), nc=len(spec.classes), ch=3, verbose=False)
+    return net if spec.task == "detect" else _logits_only(net)
 
 
-def warm_start(net: Any, path: Path) -> None:
-    """Copy every tensor that fits; of a grown head the old rows, because the class list is append-only."""
-    from safetensors.torch import load_file
+def _logits_only(net: Any) -> Any:
+    """The layers one after the other, with logits at the end in both modes; ultralytics' own answers probabilities."""
+    import torch
 
-    own = net.state_dict()
-    for name, old in load_file(path).items():
-        target = own.get(name)
-        if target is None or target.ndim != old.ndim:
-            continue
-        if target.shape == old.shape:
-            target.copy_(old)
-        elif target.shape[1:] == old.shape[1:] and old.shape[0] < target.shape[0]:
-            target[: old.shape[0]].copy_(old)
+    class Classifier(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = net.model
+
+        def features(self, images: Any) -> Any:
+            for layer in self.layers[:-1]:
+                images = layer(images)
+            last = self.layers[-1]
+            return last.pool(last.conv(images)).flatten(1)
+
+        def forward(self, images: Any) -> Any:
+            return self.layers[-1].linear(self.features(images))
+
+    return Classifier()
+
+
+def _pretrain(net: Any, spec: Spec) -> None:
+    """From a file alone: what ultralytics offers for download are pickles."""
+    suffix = "" if spec.task == "detect" else "-cls"
+    load_pretrained(net, spec, f"{spec.params['architecture']}{suffix}", None)
+
+
+KIND = _classifier.Kind(build, _pretrain, lambda net, images: net.features(images), lambda net: net.layers[-1].linear)
 
 
 def _materialise(spec: Spec, hooks: Hooks) -> dict[str, Any]:
@@ -266,16 +315,24 @@ def _trainer(spec: Spec, epochs: int, *, warm: bool, resume: dict[str, Path] | N
             if weights is not None:
                 net.load(weights)
             elif warm:
-                warm_start(net, Path(str(spec.warm_start)))
+                start_warm(net, Path(str(spec.warm_start)), spec)
+            elif params["pretrained"]:
+                _pretrain(net, spec)
             return net
 
         def final_eval(self) -> None:
             """Nothing: the candidate is judged by `sutdol.predictor`, and ultralytics would look for a data file here."""
 
     device = ("0" if torch.cuda.is_available() else "cpu") if params["device"] == "auto" else params["device"]
+    probe, size = build(spec), _input_size(spec)
+    wanted = min(int(params["batch"]), max(2, len(spec.of("train"))))
+    batch = fitting_batch(
+        probe, (3, size, size), wanted, "cpu" if device == "cpu" else f"cuda:{str(device).split(',')[0]}"
+    )
+    layers = len(probe.model)
     pixels = len(spec.items) * _input_size(spec) ** 2
     overrides: dict[str, Any] = {
-        "model": "yolo11.yaml",
+        "model": _architecture(spec)["yaml_file"],
         "data": str(run_dir / "data"),
         "task": "detect",
         "project": str(run_dir),
@@ -283,8 +340,8 @@ def _trainer(spec: Spec, epochs: int, *, warm: bool, resume: dict[str, Path] | N
         "exist_ok": True,
         "epochs": epochs,
         "imgsz": _input_size(spec),
-        "batch": min(int(params["batch"]), max(2, len(spec.of("train")))),
-        "nbs": int(params["batch"]),
+        "batch": batch,
+        "nbs": batch,
         "device": device,
         "workers": 0 if device == "cpu" else 4,
         "optimizer": "AdamW",
@@ -296,14 +353,16 @@ def _trainer(spec: Spec, epochs: int, *, warm: bool, resume: dict[str, Path] | N
         "warmup_epochs": 1.0 if warm else 2.0,
         "warmup_bias_lr": 0.0,
         "close_mosaic": epochs // 3,
-        "patience": 0,
+        "patience": int(params["patience"]) or epochs + 1,
+        "freeze": list(range(layers - 1)) if params["head_only"] else None,
         "amp": False,
         "plots": False,
         "verbose": False,
         "deterministic": True,
         "pretrained": False,
         "cache": "ram" if pixels < RAM_CACHE_PIXELS else False,
-        **{name: params[name] for name in ("mosaic", "fliplr", "flipud", "scale", "hsv_h", "hsv_s", "hsv_v", "seed")},
+        **_augmentation(params),
+        "seed": params["seed"],
     }
     if resume is not None:
         for name in ("last.pt", "best.pt"):
@@ -315,13 +374,59 @@ def _trainer(spec: Spec, epochs: int, *, warm: bool, resume: dict[str, Path] | N
     return trainer
 
 
+def _augmentation(params: dict[str, Any]) -> dict[str, Any]:
+    """Our names as ultralytics calls them."""
+    names = {"fliplr": "hflip", "flipud": "vflip", "degrees": "rotate_deg", "hsv_v": "brightness", "scale": "crop"}
+    return {theirs: params[ours] for theirs, ours in names.items()} | {
+        n: params[n] for n in ("mosaic", "hsv_h", "hsv_s")
+    }
+
+
+def examples(spec: Spec, hooks: Hooks, count: int) -> list[list[Rgb]]:
+    """For each of the spec's items: the image as the network gets it, then `count` augmented ones, with their boxes."""
+    if spec.task != "detect":
+        return _classifier.examples(spec, hooks, count)
+    from ultralytics.cfg import get_cfg
+    from ultralytics.data import build_yolo_dataset
+
+    (Path(spec.run_dir) / "config").mkdir(parents=True, exist_ok=True)
+    _check_offline(Path(spec.run_dir))
+    described = _materialise(msgspec.structs.replace(spec, items=[replace_split(i) for i in spec.items]), hooks)
+    overrides = _augmentation(spec.params) | {"imgsz": _input_size(spec), "task": "detect"}
+    sheet: list[list[Rgb]] = []
+    for mode, times in (("val", 1), ("train", count)):
+        data = build_yolo_dataset(get_cfg(overrides=overrides), described["train"], 1, described, mode=mode, stride=32)
+        for _ in range(times):
+            for i in range(len(data)):
+                shown = _drawn(data[i], spec.classes)
+                if mode == "val":
+                    sheet.append([shown])
+                else:
+                    sheet[i].append(shown)
+    return sheet
+
+
+def replace_split(item: Item) -> Item:
+    return msgspec.structs.replace(item, split="train", source="imported")
+
+
+def _drawn(sample: dict[str, Any], classes: list[str]) -> Rgb:
+    rgb = sample["img"].permute(1, 2, 0).contiguous().numpy()[:, :, ::1].copy()
+    height, width = rgb.shape[:2]
+    boxes = [
+        Box(classes[int(c)], (x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height)
+        for c, (x, y, w, h) in zip(sample["cls"].flatten().tolist(), sample["bboxes"].tolist(), strict=True)
+    ]
+    return draw_boxes(rgb, boxes)
+
+
 def _callbacks(run_dir: Path, hooks: Hooks) -> dict[str, Any]:
     """Progress and checkpoints. `on_model_save` fires once an epoch; `on_fit_epoch_end` fires once more after the end."""
 
     def batch_end(trainer: Any) -> None:
         hooks.check()
         numbers = {name: float(value) for name, value in trainer.label_loss_items(trainer.tloss).items()}
-        hooks.step(epoch=trainer.epoch + 1, **numbers)
+        hooks.step(epoch=trainer.epoch + 1, images=trainer.batch_size, **numbers)
 
     def saved(trainer: Any) -> None:
         files = {"last.pt": trainer.last.read_bytes(), "best.pt": trainer.best.read_bytes()}
@@ -333,3 +438,16 @@ def _callbacks(run_dir: Path, hooks: Hooks) -> dict[str, Any]:
         hooks.epoch(trainer.epoch + 1, trainer.epochs, metrics)
 
     return {"on_train_batch_end": batch_end, "on_model_save": saved, "on_val_batch_end": lambda _: hooks.check()}
+
+
+__all__ = [
+    "PRESETS",
+    "build",
+    "defaults",
+    "environment",
+    "examples",
+    "fit",
+    "native_size",
+    "start_warm",
+    "to_onnx",
+]

@@ -47,6 +47,7 @@ class JobKind:
 
 KINDS: dict[str, JobKind] = {
     "train": JobKind("train", 3),
+    "notify": JobKind("bridge", 6),
     "retrain.trigger": JobKind("bridge", 3),
     "retrain.import": JobKind("batch", 5),
     "retrain.export": JobKind("batch", 3),

@@ -41,6 +41,19 @@ def answer(context: Context, names: str, *, model: str = "cells", source: str = 
             session.add(row)
 
 
+def changed(context: Context, **settings: Any) -> Context:
+    """The same ground under other settings."""
+    return Context(context.settings.model_copy(update=settings), context.database, context.store)
+
+
+def age_labels(context: Context, seconds: float) -> None:
+    """All labels came so long ago."""
+    with context.database.begin() as session:
+        for row in session.exec(select(LabelRow)):
+            row.updated_at = now() - seconds
+            session.add(row)
+
+
 def run_trigger(context: Context, payload: dict[str, Any] | None = None) -> dict[str, Any]:
     """The handler as a worker calls it: a real job row, claimed under a real lease."""
     with context.database.begin() as session:
@@ -186,3 +199,46 @@ def test_while_a_drift_alarm_is_on_fewer_labels_are_enough(ground: Context) -> N
         session.flush()
         assert "started" in trigger.consider(session, "cells", few)
     assert runs(ground)[0].cause == "3 new labels, drift: it is dark"
+
+
+@pytest.mark.parametrize(("growth", "fresh", "starts"), [(0.0, "f", False), (50.0, "f", False), (20.0, "f", True)])
+def test_growth_by_a_share_starts_one_too(ground: Context, growth: float, fresh: str, starts: bool) -> None:
+    """A hundred labels are much for a model of two hundred images and nothing for one of a million."""
+    answer(ground, "abcde")
+    run_trigger(ground)
+    end(ground, "done", ago_s=100)
+    answer(ground, fresh)
+    told = run_trigger(changed(ground, retrain_after_growth=growth))["cells"]
+    assert ("started" in told) == starts
+    if starts:
+        assert runs(ground)[-1].cause == "1 new labels, 20 % more"
+
+
+def test_a_schedule_starts_one_when_there_is_anything_new(ground: Context) -> None:
+    """Every night, if somebody labelled something; training the same data again would be a waste."""
+    answer(ground, "abcde")
+    run_trigger(ground)
+    end(ground, "done", ago_s=3700)
+    nightly = changed(ground, retrain_every_s=3600.0)
+    assert run_trigger(nightly)["cells"] == {"new_labels": 0}
+    answer(ground, "f")
+    assert run_trigger(changed(ground, retrain_every_s=7200.0))["cells"] == {"new_labels": 1}
+    assert "started" in run_trigger(nightly)["cells"]
+    assert runs(ground)[-1].cause == "schedule, 1.0 h after the last training, 1 new labels"
+
+
+def test_labels_that_are_still_coming_are_waited_for_but_not_for_ever(ground: Context) -> None:
+    """Five answers in the first minute of a session of two hundred: the training wants the rest, and not never."""
+    patient = changed(ground, retrain_debounce_s=30.0)
+    answer(ground, "abcde")
+    assert "still coming" in run_trigger(patient)["cells"]["waits"]
+    age_labels(ground, 31)
+    answer(ground, "f")
+    assert "still coming" in run_trigger(patient)["cells"]["waits"], "the newest one is fresh"
+    age_labels(ground, 31)
+    assert "started" in run_trigger(patient)["cells"]
+    end(ground, "done", ago_s=1000)
+    answer(ground, "ghijk")
+    age_labels(ground, 301)
+    answer(ground, "l")
+    assert "started" in run_trigger(patient)["cells"], "ten times thirty seconds are enough"
