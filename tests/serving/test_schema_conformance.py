@@ -41,7 +41,7 @@ def described(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Runnin
 def try_everything(url: str, key: str, folder: Path, *, examples: int) -> str:
     """Run Schemathesis; what it found, empty when that is nothing."""
     options = ["--phases", "examples,coverage,fuzzing", "--max-examples", str(examples), "--seed", "1", "--no-color"]
-    options += ["--request-timeout", "20"]
+    options += ["--request-timeout", "60"]
     checks = ["--checks", CHECKS, "--exclude-checks", WITHOUT, "--exclude-path", "/v1/live", "--continue-on-failure"]
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"{url}/schema", "-H", f"Authorization: Bearer {key}"]
     done = subprocess.run([*command, *options, *checks], capture_output=True, text=True, cwd=folder)
