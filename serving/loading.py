@@ -181,4 +181,5 @@ def _best_batch(predictor: Predictor) -> int:
 def lowest_priority() -> None:
     """For the calling thread alone; Linux knows a priority per thread. Threads it starts inherit it."""
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+        own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), min(own + 19, 19))  # below the rest of this process
