@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -132,7 +133,18 @@ class Loader:
         manifest = registry.read_manifest(self._store, slug, version)
         onnx = registry.read_file(self._store, slug, version, manifest, "model.onnx")
         if manifest.files["model.onnx"] not in self._tried:
-            selftest.check_contract(onnx, manifest, memory_bytes=self._context.settings.self_test_bytes)
+            settings = self._context.settings
+            # by a thread of normal priority, which the child inherits: at the lowest it would starve on a busy machine and
+            # a good model be refused for being slow
+            self._store.elsewhere(
+                partial(
+                    selftest.check_contract,
+                    onnx,
+                    manifest,
+                    memory_bytes=settings.self_test_bytes,
+                    timeout_s=settings.self_test_timeout_s,
+                )
+            )
             self._tried.add(manifest.files["model.onnx"])
 
 
@@ -150,6 +162,10 @@ class _ReadElsewhere(Store):
 
     def get(self, key: str) -> bytes:
         return self._reader.submit(self._store.get, key).result()
+
+    def elsewhere(self, work: Callable[[], object]) -> None:
+        """Do something else in that thread, and wait for it."""
+        self._reader.submit(work).result()
 
     def close(self) -> None:
         self._reader.shutdown(wait=True)

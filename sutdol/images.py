@@ -139,6 +139,17 @@ def decode(data: bytes, *, cover_hw: tuple[int, int] | None = None) -> Rgb:
     return _to_rgb(pixels)  # type: ignore[arg-type]
 
 
+def jpeg_size_hw(data: bytes) -> tuple[int, int] | None:
+    """Height and width of a JPEG; None for everything else, and for a broken one."""
+    if data[:2] != b"\xff\xd8":
+        return None
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    return height, width
+
+
 def pixel_key(rgb: Rgb) -> str:
     """sha256 over shape and pixels: two files with the same pixels have the same key."""
     return hashlib.sha256(repr(rgb.shape).encode() + np.ascontiguousarray(rgb).tobytes()).hexdigest()

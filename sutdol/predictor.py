@@ -58,6 +58,29 @@ def fit_input(rgb: images.Rgb, spec: InputSpec) -> images.Rgb:
     return canvas
 
 
+def cover(spec: InputSpec, size_hw: tuple[int, int]) -> tuple[int, int]:
+    """The smallest decoded size of an image of `size_hw` that is not smaller than what the model sees of it."""
+    if not spec.scaled_decode:
+        return size_hw
+    if spec.resize == "stretch":
+        return spec.size_hw
+    if spec.resize == "crop":
+        part = _middle_size(*size_hw, spec)
+        scale = max(spec.size_hw[0] / part[0], spec.size_hw[1] / part[1])
+        return min(math.ceil(size_hw[0] * scale), size_hw[0]), min(math.ceil(size_hw[1] * scale), size_hw[1])
+    return _letterbox(*size_hw, spec)[1]
+
+
+def decode_for(data: bytes, spec: InputSpec) -> images.Rgb:
+    """Bytes that `images.admit` let through, decoded as a model with this input sees them: training must do it so as well.
+
+    Raises:
+        ImageError: truncated or broken.
+    """
+    size_hw = images.jpeg_size_hw(data)
+    return images.decode(data, cover_hw=cover(spec, size_hw) if size_hw else None)
+
+
 def to_tensor(fitted: images.Rgb, spec: InputSpec) -> Float32:
     """(h, w, 3) uint8 at input size -> (3, h, w) float32, scaled to [0, 1], minus mean, divided by std."""
     scaled = fitted.astype(np.float32) * np.float32(1 / 255)
@@ -140,18 +163,8 @@ class Predictor:
         return self.predict_rgb(images.decode(image.data, cover_hw=self.cover(size_hw)), size_hw=size_hw)
 
     def cover(self, size_hw: tuple[int, int]) -> tuple[int, int]:
-        """The smallest decoded size of an image of `size_hw` that is not smaller than what the model sees of it.
-
-        A JPEG may then be decoded at a half, a quarter or an eighth, which costs less and has to be scaled less.
-        """
-        spec = self.manifest.input
-        if spec.resize == "stretch":
-            return spec.size_hw
-        if spec.resize == "crop":
-            part = _middle_size(*size_hw, spec)
-            scale = max(spec.size_hw[0] / part[0], spec.size_hw[1] / part[1])
-            return min(math.ceil(size_hw[0] * scale), size_hw[0]), min(math.ceil(size_hw[1] * scale), size_hw[1])
-        return _letterbox(*size_hw, spec)[1]
+        """See the function of that name."""
+        return cover(self.manifest.input, size_hw)
 
     def examine(self, data: bytes) -> tuple[Prediction, dict[str, float], bytes | None]:
         """As `predict_bytes`, with what the log keeps of picked samples: every score by name, and `familiarity.pack`.

@@ -52,6 +52,7 @@ class Settings(BaseSettings):
         ge=100_000_000,
         description="Memory in which a model that we did not train must show what it does.",
     )
+    self_test_timeout_s: float = Field(60.0, gt=0, description="Seconds that it has for it.")
     watch_s: float = Field(600.0, ge=0, description="Seconds after a swap in which the version before stands by.")
     watch_share: float = Field(
         0.05, ge=0, le=1, description="Share of answers that it repeats meanwhile, unseen, for comparison."

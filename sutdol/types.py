@@ -91,6 +91,8 @@ class InputSpec(msgspec.Struct, frozen=True):
     `stretch` ignores the aspect ratio (classification); `letterbox` keeps it and pads with `pad_value` (detection); `crop`
     takes the largest middle part of the input's aspect ratio, and of that the share `crop_share` of each side, as most
     published classifiers were evaluated.
+    `scaled_decode`: JPEGs may be decoded at a half, a quarter or an eighth, as far as that still covers the input; false
+    for a model whose answers changed too often by it.
     """
 
     size_hw: tuple[int, int]
@@ -99,6 +101,7 @@ class InputSpec(msgspec.Struct, frozen=True):
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     pad_value: int = 114
     crop_share: float = 1.0
+    scaled_decode: bool = True
 
 
 class Manifest(msgspec.Struct, frozen=True, omit_defaults=False):

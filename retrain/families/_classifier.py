@@ -29,8 +29,8 @@ from retrain.families._memory import fitting_batch
 from retrain.families._replay import draw_probabilities
 from retrain.families._warm import start_warm
 from sutdol.errors import TrainingError
-from sutdol.images import Rgb, decode
-from sutdol.predictor import fit_input
+from sutdol.images import Rgb
+from sutdol.predictor import decode_for, fit_input
 from sutdol.types import InputSpec
 
 if TYPE_CHECKING:
@@ -295,7 +295,7 @@ def load_images(items: list[Item], size: int, hooks: Hooks, file: Path) -> NDArr
     out: NDArray[np.uint8] = np.memmap(file, np.uint8, "w+", shape=wanted) if large else np.empty(wanted, np.uint8)
     for i, item in enumerate(items):
         hooks.check()
-        out[i] = fit_input(decode(Path(item.path).read_bytes(), cover_hw=(size, size)), shape)
+        out[i] = fit_input(decode_for(Path(item.path).read_bytes(), shape), shape)
     return out
 
 

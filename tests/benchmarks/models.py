@@ -19,9 +19,9 @@ import simplejpeg
 from sutdol import registry
 from sutdol.context import Context
 from sutdol.errors import NotFoundError
+from sutdol.familiarity import OodStatistics, fit_ood
 from sutdol.images import decode
 from sutdol.predictor import Predictor
-from sutdol.scoring import OodStatistics, fit_ood
 from sutdol.types import InputSpec, Manifest, Task
 
 CACHE = Path(__file__).parents[2] / "build" / "benchmarks"

@@ -58,13 +58,12 @@ LITSERVE = (
     + """
 import litserve as ls
 from fastapi import Request
-import numpy as np
 
 class Api(ls.LitAPI):
     def setup(self, device):
         self.session, self.name, self.side = open_session()
-    async def decode_request(self, request: Request):
-        return await request.body()
+    def decode_request(self, request: Request):
+        return request["file"].file.read()
     def predict(self, data):
         tensor = limit._tensor(data, self.side, detect=DETECT)
         (scores,) = self.session.run(["scores"], {self.name: tensor[None]})
@@ -102,6 +101,9 @@ if __name__ == "__main__":
     server.run()
 """
 )
+FORM = "peer-boundary"
+"""LitServe reads JSON or forms, no raw bodies."""
+FORMS = {"LitServe"}
 PROGRAMS: dict[str, tuple[str, str, list[str]]] = {
     "FastAPI": (
         "fastapi",
@@ -125,6 +127,14 @@ def available(python: Path | None) -> list[str]:
     return found
 
 
+def in_a_form(image: bytes) -> bytes:
+    """The body of a form with one file."""
+    head = (
+        f'--{FORM}\r\nContent-Disposition: form-data; name="file"; filename="a.jpg"\r\nContent-Type: image/jpeg\r\n\r\n'
+    )
+    return head.encode() + image + f"\r\n--{FORM}--\r\n".encode()
+
+
 @contextlib.contextmanager
 def started(python: Path, peer: str, onnx: Path, *, detect: bool) -> Iterator[tuple[str, dict[str, str], int]]:
     """(URL, headers, process id) of a peer that answers."""
@@ -146,7 +156,8 @@ def started(python: Path, peer: str, onnx: Path, *, detect: bool) -> Iterator[tu
             )
         try:
             _wait(process, port, Path(folder) / "log")
-            yield f"http://127.0.0.1:{port}/predict", {"Content-Type": "image/jpeg"}, process.pid
+            kind = f"multipart/form-data; boundary={FORM}" if peer in FORMS else "image/jpeg"
+            yield f"http://127.0.0.1:{port}/predict", {"Content-Type": kind}, process.pid
         finally:
             os.killpg(process.pid, 9)
             process.wait()

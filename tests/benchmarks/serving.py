@@ -5,8 +5,8 @@ every peer that `--peers PYTHON` can start, so that noise of the machine meets a
 its own and shares the cores (about 0.1 ms a request). Printed: images/s, latency, CPU-ms per image, memory, errors, and the
 ratios beside their targets.
 
-    python -m tests.benchmarks.serving                       cls224, det320 and tiny64 in the closed loop
-    python -m tests.benchmarks.serving --only cls224 --parts closed one open log saturate
+    python -m tests.benchmarks.serving        six minutes: all models in the closed loop, the rest on the first of them
+    python -m tests.benchmarks.serving --only cls224 --parts saturate
     python -m tests.benchmarks.load http://host:8000/v1/predict/flowers --images DIR --header "Authorization: Bearer sut_..."
 """
 
@@ -62,14 +62,18 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.photos = folder / "photos"
+        self.forms = folder / "forms"
         self.photos.mkdir()
+        self.forms.mkdir()
         self.prepared_s = 0.0
         for i, data in enumerate(models.photos()):
             (self.photos / f"{i:03}.jpg").write_bytes(data)
+            (self.forms / f"{i:03}").write_bytes(peers.in_a_form(data))
 
     def load(self, target: Target, **options: Any) -> dict[str, Any]:
         """One window; the client's summary with the server's `cpu_ms` per request."""
-        words = [sys.executable, "-m", "tests.benchmarks.load", target.url, "--images", str(self.photos)]
+        bodies = self.forms if target.name in peers.FORMS else self.photos
+        words = [sys.executable, "-m", "tests.benchmarks.load", target.url, "--images", str(bodies)]
         for name, value in target.headers.items():
             words += ["--header", f"{name}: {value}"]
         for name, value in options.items():
@@ -224,7 +228,7 @@ def open_rate(bench: Bench, model: str, given: argparse.Namespace) -> None:
             most = bench.load(target, clients=8, seconds=given.seconds)["per_s"]
             for poisson, name, wanted in ((False, "constant", 2.5), (True, "Poisson", 5.0)):
                 rows = []
-                for _ in range(given.rounds):
+                for _ in range(2):
                     options = {"poisson": True} if poisson else {}
                     found = bench.load(target, rate=0.8 * most, seconds=given.seconds, **options)
                     rows.append(found | {"ratio": found["p99"] / found["p50"]})
@@ -302,7 +306,8 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=list(models.NAMES), choices=list(models.NAMES))
-    parser.add_argument("--parts", nargs="+", default=["closed"], choices=list(PARTS))
+    usual = [part for part in PARTS if part != "saturate"]
+    parser.add_argument("--parts", nargs="+", default=usual, choices=list(PARTS), help="all but the first: one model")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--minute", type=float, default=60.0, help="seconds of saturation")
@@ -310,9 +315,10 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         bench = Bench(Path(name))
-        for model in given.only:
-            for part in given.parts:
+        for part in given.parts:
+            for model in given.only if part == "closed" else given.only[:1]:
                 PARTS[part](bench, model, given)
+                sys.stdout.flush()
 
 
 if __name__ == "__main__":
