@@ -5,6 +5,8 @@
 INT8 comes in three variants, because which one is good depends on the network: `all` quantises every operator that can be,
 `conv` only convolutions, `sensitive` convolutions without the tenth that loses most signal (measured on the calibration
 images, per layer: signal to quantisation noise before it minus after it), the first one and what feeds the outputs.
+None of them touches what comes behind the last layers: there a detector puts boxes (hundreds of pixels) and chances (below
+one) into one tensor, of which 8 bits leave nothing but the boxes.
 Weights per channel, symmetric; activations asymmetric, by their range over the calibration images.
 
 Errors: ModelError when ONNX Runtime cannot quantise the file.
@@ -35,6 +37,7 @@ CALIBRATION_IMAGES = 128
 SENSITIVE_SHARE = 0.1
 PROBES = 8
 """Images on which the signal that each layer loses is measured."""
+SMALLEST_LAYER = 64
 _INPUT = "images"
 
 
@@ -45,11 +48,13 @@ def int8(data: bytes, images: Sequence[Float32]) -> Iterator[tuple[str, bytes]]:
         images: tensors (3, h, w) as `Predictor.prepare` makes them, a hundred or so that look like the traffic.
     """
     prepared = _prepared(data)
-    whole = _quantised(prepared, images, {})
-    yield "all", whole
-    yield "conv", _quantised(prepared, images, {"op_types_to_quantize": ["Conv"]})
-    left_out = sensitive_layers(prepared, whole, images)
-    yield "sensitive", _quantised(prepared, images, {"op_types_to_quantize": ["Conv"], "nodes_to_exclude": left_out})
+    behind = nodes_behind_the_layers(prepared)
+    only = {"op_types_to_quantize": ["Conv"]}
+    yield "all", _quantised(prepared, images, {"nodes_to_exclude": behind})
+    convolutions = _quantised(prepared, images, only | {"nodes_to_exclude": behind})
+    yield "conv", convolutions
+    left_out = list(dict.fromkeys([*behind, *sensitive_layers(prepared, convolutions, images)]))
+    yield "sensitive", _quantised(prepared, images, only | {"nodes_to_exclude": left_out})
 
 
 def fp16(data: bytes, images: Sequence[Float32]) -> Iterator[tuple[str, bytes]]:
@@ -87,6 +92,25 @@ def sensitive_layers(data: bytes, quantised: bytes, images: Sequence[Float32]) -
     lost = {node.name: decibel(node.input[0]) - decibel(node.output[0]) for node in convolutions}
     worst = sorted(lost, key=lambda name: -lost[name])[: max(1, round(SENSITIVE_SHARE * len(lost)))]
     return list(dict.fromkeys([*worst, convolutions[0].name, *_last_layers(model, convolutions)]))
+
+
+def nodes_behind_the_layers(data: bytes) -> list[str]:
+    """Names of the nodes from which no layer with learned weights is reached any more.
+
+    A convolution of fewer than SMALLEST_LAYER weights is arithmetic (the decoding of box distances), not a layer.
+    """
+    model = onnx.load_model_from_string(data)
+    sizes = {w.name: int(np.prod(w.dims)) for w in model.graph.initializer}
+    leads: set[str] = set()
+    behind = []
+    for node in reversed(model.graph.node):
+        learned = max((sizes.get(name, 0) for name in node.input), default=0)
+        is_layer = node.op_type in ("Conv", "Gemm", "MatMul") and learned >= SMALLEST_LAYER
+        if is_layer or any(name in leads for name in node.output):
+            leads.update(node.input)
+        else:
+            behind.append(node.name)
+    return behind
 
 
 def _last_layers(model: onnx.ModelProto, convolutions: list[Any]) -> list[str]:

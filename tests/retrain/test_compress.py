@@ -126,6 +126,24 @@ def test_the_layers_that_lose_most_are_left_alone() -> None:
     assert quantise.sensitive_layers(convolutional_onnx(layers=2), data, images) == []
 
 
+def test_what_comes_behind_the_last_layer_keeps_its_numbers() -> None:
+    """Boxes of hundreds of pixels beside chances below one: in eight bits the chances would all be zero."""
+    model = onnx.load_model_from_string(convolutional_onnx())
+    assert quantise.nodes_behind_the_layers(convolutional_onnx()) == []
+    model.graph.node[-1].output[0] = "raw"
+    tiny = onnx.numpy_helper.from_array(np.ones((1, 3), np.float32).T.copy(), "tiny")
+    model.graph.initializer.append(tiny)
+    model.graph.node.extend(
+        [
+            onnx.helper.make_node("Sigmoid", ["raw"], ["chances"], "closing"),
+            onnx.helper.make_node("MatMul", ["chances", "tiny"], ["mixed"], "arithmetic"),
+            onnx.helper.make_node("Concat", ["mixed", "raw"], ["scores"], "together", axis=1),
+        ]
+    )
+    behind = quantise.nodes_behind_the_layers(bytes(model.SerializeToString()))
+    assert sorted(behind) == ["arithmetic", "closing", "together"]
+
+
 @pytest.mark.parametrize(
     ("how", "options", "error"),
     [
