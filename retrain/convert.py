@@ -20,14 +20,14 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
-from sqlmodel import Session
+from sqlmodel import Session, select
 
 from retrain.families import FAMILIES, PARITY_MAX, Spec, get_family
 from sutdol import jobs, registry
@@ -37,7 +37,7 @@ from sutdol.jobs import Running
 from sutdol.predictor import Predictor, Raw
 from sutdol.runtime import Float32
 from sutdol.settings import child_environment
-from sutdol.tables import DatasetVersion, Model, ModelVersion, TrainingRun
+from sutdol.tables import DatasetVersion, Model, ModelVersion, RunCandidate, TrainingRun
 from sutdol.types import Manifest
 
 PROBES = 3
@@ -133,13 +133,33 @@ def _openvino(running: Running, manifest: Manifest, folder: Path) -> tuple[dict[
 
 
 def _torchscript(running: Running, manifest: Manifest, folder: Path) -> tuple[dict[str, bytes], str]:
-    """Traced in a process of its own: this one stays without torch."""
+    """Traced in a process of its own: this one stays without torch.
+
+    A run may have trained several networks; the one whose traced answers are those of the ONNX file is the one.
+    """
     predictor, images = _probe(running, manifest)
     (folder / "weights.safetensors").write_bytes(_bytes_of(running, manifest, "weights.safetensors"))
-    (folder / "spec.json").write_bytes(msgspec.json.encode(_spec(running, manifest, folder)))
-    np.save(folder / "probe.npy", images)
-    extra = get_family(manifest.family).environment(folder)
     (folder / "config").mkdir(exist_ok=True)
+    np.save(folder / "probe.npy", images)
+    first: ModelError | None = None
+    for spec in _specs(running, manifest, folder):
+        try:
+            answers = _traced(running, spec, folder)
+            parity = _compare(predictor.run(images), answers["scores"], answers["features"])
+        except ModelError as error:
+            first = first or error
+            continue
+        files = {"model.torchscript": (folder / "model.torchscript").read_bytes()}
+        return files | _described(
+            manifest
+        ), f"torch.jit.load opens it; largest difference from the ONNX file {parity:.2g}."
+    raise first or ModelError("torchscript: how this version was trained is not known any more")
+
+
+def _traced(running: Running, spec: Spec, folder: Path) -> dict[str, Float32]:
+    """The answers of the network of `spec`, which then lies in the folder as model.torchscript."""
+    (folder / "spec.json").write_bytes(msgspec.json.encode(spec))
+    extra = get_family(spec.family).environment(folder, spec.params)
     done = subprocess.run(
         [sys.executable, "-m", "retrain.torchscript", str(folder)],
         env=child_environment(running.context.settings, **extra),
@@ -152,9 +172,7 @@ def _torchscript(running: Running, manifest: Manifest, folder: Path) -> tuple[di
         lines = done.stderr.decode(errors="replace").strip().splitlines()
         raise ModelError(f"torchscript: {lines[-1][:300] if lines else f'ended with {done.returncode}'}")
     with np.load(folder / "answers.npz") as answers:
-        parity = _compare(predictor.run(images), answers["scores"], answers["features"])
-    files = {"model.torchscript": (folder / "model.torchscript").read_bytes()}
-    return files | _described(manifest), f"torch.jit.load opens it; largest difference from the ONNX file {parity:.2g}."
+        return {name: answers[name] for name in ("scores", "features")}
 
 
 def _tensorflow(running: Running, manifest: Manifest, folder: Path) -> tuple[dict[str, bytes], str]:
@@ -170,30 +188,31 @@ FORMATS: dict[str, Callable[[Running, Manifest, Path], tuple[dict[str, bytes], s
 """Format -> maker of (files, what to know about them)."""
 
 
-def _spec(running: Running, manifest: Manifest, folder: Path) -> Spec:
-    """What the family needs to build the network again: the parameters of the run that made it."""
+def _specs(running: Running, manifest: Manifest, folder: Path) -> Iterator[Spec]:
+    """What the family needs to build the network again: as its run wrote it down, else from the rows of the run."""
     model, version = str(running.payload["model"]), int(running.payload["version"])
     with running.context.database.read() as session:
         row = session.get_one(ModelVersion, (model, version))
         run = session.get(TrainingRun, row.run_id) if row.run_id else None
         known = session.get_one(Model, model)
         data = session.get(DatasetVersion, row.dataset_version_id) if row.dataset_version_id else None
-    kept = running.context.settings.home / "runs" / str(row.run_id) / "spec.json"
-    if kept.is_file():
-        return msgspec.structs.replace(msgspec.json.decode(kept.read_bytes(), type=Spec), run_dir=str(folder), items=[])
+        tried = session.exec(select(RunCandidate).where(RunCandidate.run_id == row.run_id)).all()
+    for kept in sorted((running.context.settings.home / "runs" / str(row.run_id)).glob("**/spec.json")):
+        spec = msgspec.json.decode(kept.read_bytes(), type=Spec)
+        if spec.family == manifest.family:
+            yield msgspec.structs.replace(spec, run_dir=str(folder), items=[], warm_start=None)
     classes = list(data.classes) if data else manifest.classes
-    family = get_family(manifest.family)
-    params = family.params(manifest.task, classes, known.params, run.params if run else {})
-    return Spec(
-        run_id=str(row.run_id),
-        run_dir=str(folder),
-        family=manifest.family,
-        task=manifest.task,
-        classes=classes,
-        params=params,
-        items=[],
-        locks_dir=str(folder),
-    )
+    for params in [c.params for c in tried if c.family == manifest.family] or [run.params if run else {}]:
+        yield Spec(
+            run_id=str(row.run_id),
+            run_dir=str(folder),
+            family=manifest.family,
+            task=manifest.task,
+            classes=classes,
+            params=get_family(manifest.family).params(manifest.task, classes, known.params, params),
+            items=[],
+            locks_dir=str(folder),
+        )
 
 
 def _probe(running: Running, manifest: Manifest) -> tuple[Predictor, Float32]:
