@@ -29,6 +29,7 @@ HEADERS = {
 SECTIONS = (
     ("/console", "Live"),
     ("/console/labels", "Labels"),
+    ("/console/training", "Training"),
     ("/console/models", "Models"),
     ("/console/decisions", "Decisions"),
     ("/console/try", "Try it"),

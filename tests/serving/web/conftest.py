@@ -9,6 +9,23 @@ import pytest
 from shared_server import Served
 from visits import Visit
 
+from sutdol.tables import RunCandidate, RunProgress, TrainingRun
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _run(served: Served) -> None:
+    """A finished training with two epochs, `a-run`."""
+    with served.context.database.begin() as session:
+        hints = ["over-fitting: stop earlier"]
+        run = TrainingRun(
+            id="a-run", model="tiny", family="timm", params={}, cause="by hand", state="done", hints=hints
+        )
+        session.add(run)
+        session.add(RunCandidate(run_id="a-run", number=1, family="timm", params={}, state="chosen", epochs=2))
+        for epoch in (1, 2):
+            metrics = {"train/loss": 1 / epoch, "val/loss": 1.0 * epoch, "val/accuracy": 0.5 + epoch / 10}
+            session.add(RunProgress(run_id="a-run", candidate=1, attempt=1, epoch=epoch, metrics=metrics))
+
 
 @pytest.fixture
 def visit(served: Served) -> Iterator[Visit]:

@@ -23,6 +23,9 @@ PAGES = {
     "/console": "label",
     "/console/live": "label",
     "/console/labels": "label",
+    "/console/training": "label",
+    "/console/training/a-run": "label",
+    "/console/training/a-run/part": "label",
     "/console/models": "label",
     "/console/models/tiny": "label",
     "/console/models/tiny/versions/1": "label",
@@ -40,12 +43,18 @@ def test_every_page_has_a_row() -> None:
     from serving.web import pages
 
     routes = set()
-    for module in ("live", "labels", "models", "decisions", "try_it", "settings"):
+    for module in ("live", "labels", "training", "models", "decisions", "try_it", "settings"):
         text = (__import__("pathlib").Path(pages.__file__).parent / f"{module}.py").read_text()
         routes |= {"/console" + path.rstrip("/") for path in re.findall(r'@get\("([^"]*)"', text)}
-    known = {
-        re.sub(r"/tiny", "/{model:str}", re.sub(r"/versions/1", "/versions/{version:int}", page)) for page in PAGES
-    }
+    known = set()
+    for page in PAGES:
+        for shown, pattern in (
+            ("a-run", "{run_id:str}"),
+            ("/versions/1", "/versions/{version:int}"),
+            ("/tiny", "/{model:str}"),
+        ):
+            page = page.replace(shown, pattern)
+        known.add(page)
     assert routes - {"/console/samples/{sample_id:str}"} == known
 
 
@@ -143,6 +152,29 @@ def test_a_revoked_key_ends_its_session(served: Served, visit: Visit) -> None:
     with served.context.database.begin() as session:
         session.get_one(ApiKey, served.keys["leaving"].split("_")[1]).revoked_at = now()
     wait_for(lambda: client.get("/console").status_code == 303, "the session to end", within_s=5)
+
+
+def test_a_training_is_started_and_cancelled(served: Served, visit: Visit) -> None:
+    """One at a time for each model; what cannot be is said."""
+    served.model("web-trained")
+    client = visit("admin")
+    data = {"csrf": token(client), "model": "web-trained", "preset": "fast", "epochs": "3"}
+    started = client.post("/console/training", data=data)
+    assert started.status_code == 303
+    page = client.get(started.headers["location"]).text
+    assert "preset fast" in page
+    assert client.post("/console/training", data=data).status_code == 409
+    assert client.post("/console/training", data=data | {"epochs": "many"}).status_code == 400
+    client.post(f"{started.headers['location']}/cancel", data={"csrf": token(client)})
+    assert "cancelled" in client.get(started.headers["location"]).text
+
+
+def test_the_curves_of_a_run_are_drawn(visit: Visit) -> None:
+    """Losses in one chart, scores in another, and every number in a table."""
+    page = visit("label").get("/console/training/a-run").text
+    assert page.count("<figure") == 2
+    assert "val/accuracy" in page
+    assert "over-fitting" in page
 
 
 def test_promote_and_roll_back_ask_first_and_then_do_it(served: Served, visit: Visit) -> None:

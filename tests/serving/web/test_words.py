@@ -18,6 +18,9 @@ DYNAMIC = [
     *("drawn", "unfamiliar", "empty", "disagree", "diverse", "weak", "gold"),
     *("champion", "challenger", "previous"),
     *("valid", "expired", "revoked", "candidate", "refused"),
+    *("fast", "balanced", "accurate", "Loss", "On the val split"),
+    *("preparing", "waiting", "training", "exporting", "evaluating", "deciding", "done", "failed", "cancelled"),
+    *("chosen", "finished", "eliminated"),
     *("%(n)d s ago", "%(n)d min ago", "%(n)d h ago"),
 ]
 """Texts that templates translate by variable."""
