@@ -30,6 +30,7 @@ from serving.app import create_app
 from serving.front import Front
 from sutdol.context import Context
 from sutdol.errors import SetupError
+from sutdol.process import one_thread_for_matrices
 
 GRACE_S = 5.0
 _HEADER_TIMEOUT_MS = 15_000
@@ -46,6 +47,7 @@ def serve(context: Context, routers: Sequence[Router] = ()) -> None:
         SetupError: the port is in use, or the address cannot be bound.
     """
     settings = context.settings
+    one_thread_for_matrices()
     check_port(settings.host, settings.port)
     asyncio.run(_run(create_app(context, list(routers)), settings.host, settings.port))
 

@@ -16,6 +16,12 @@ from pathlib import Path
 from sutdol.errors import SetupError
 
 _PR_SET_PDEATHSIG = 1
+_OPENBLAS_SETTERS = (
+    "scipy_openblas_set_num_threads64_",
+    "scipy_openblas_set_num_threads",
+    "openblas_set_num_threads64_",
+    "openblas_set_num_threads",
+)
 
 
 def die_with_parent() -> None:
@@ -26,6 +32,29 @@ def die_with_parent() -> None:
     """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def one_thread_for_matrices() -> int:
+    """Tell numpy's OpenBLAS to work in the thread that calls it; how many libraries were told.
+
+    A server has a thread for each core already. OpenBLAS would wake one more per core for every product of a megabyte, and
+    have them wait in a loop: measured, three times the CPU of an answer. Its variable (OPENBLAS_NUM_THREADS) is read when
+    numpy is imported, which is too early for us.
+    """
+    if sys.platform != "linux":
+        return 0
+    with open("/proc/self/maps") as file:
+        libraries = {line.split()[-1] for line in file if "openblas" in line and line.split()[-1].startswith("/")}
+    told = 0
+    for path in libraries:
+        library = ctypes.CDLL(path)
+        for name in _OPENBLAS_SETTERS:
+            setter = getattr(library, name, None)
+            if setter is not None:
+                setter(1)
+                told += 1
+                break
+    return told
 
 
 def port_is_free(host: str, port: int) -> bool:

@@ -80,3 +80,22 @@ def test_a_port_in_use_is_named_with_the_remedy() -> None:
         with pytest.raises(SetupError, match=f"port {port}.*--port"):
             require_free_port("127.0.0.1", port, remedy="choose another with --port")
     assert port_is_free("127.0.0.1", free_port())
+
+
+def test_matrices_are_multiplied_by_the_thread_that_asks() -> None:
+    """Threads that spin while they wait took more than half of a serving process's CPU."""
+    code = """
+import os, time
+import numpy as np
+from sutdol.process import one_thread_for_matrices
+told = one_thread_for_matrices()
+a, b = np.ones((1, 2000), np.float32), np.ones((2000, 2000), np.float32)
+wall, cpu, own = time.perf_counter(), time.process_time(), time.thread_time()
+for _ in range(300):
+    a @ b
+print(told, (time.process_time() - cpu) / (time.thread_time() - own))
+"""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    if sys.platform == "linux":
+        assert int(said[0]) >= 1
+        assert float(said[1]) < 1.1
