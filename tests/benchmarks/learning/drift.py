@@ -153,6 +153,9 @@ def first_alarm(reference: drift.Reference, clean: Batch, changed: Batch) -> flo
 
 
 def main() -> bool:
+    if "SUTDOL_TEST_DATA" not in os.environ:
+        print("SUTDOL_TEST_DATA is not set: no real blood cells (bccd/BCCD) here, drift is not measured")
+        return True
     rng = np.random.default_rng(0)
     everything = photos()
     order = rng.permutation(len(everything))
