@@ -114,11 +114,15 @@ STRATEGIES: dict[str, Strategy] = {
 }
 
 
+BY_DOUBT = ("diverse", "margin")
+"""Arms that a cold start makes blind."""
+
+
 def choose(candidates: list[Candidate], room: int, rng: np.random.Generator, *, cold: bool = False) -> list[str]:
     """Ids of at most `room` candidates: the arms take turns, each in the order of its strategy.
 
     Args:
-        cold: hardly anything is labelled yet, so `diverse` takes what is typical instead of what is doubtful.
+        cold: hardly anything is labelled yet, so arms that go by doubt take what is typical instead.
 
     Raises:
         KeyError: an arm without a strategy.
@@ -129,7 +133,7 @@ def choose(candidates: list[Candidate], room: int, rng: np.random.Generator, *, 
         mine = [c for c in candidates if c.arm == arm]
         others = sum(c.arm != arm for c in candidates)
         share = max(-(-room // len(arms)), room - others)  # what the turns below will give it
-        strategy = typical if cold and arm == "diverse" else STRATEGIES[arm]
+        strategy = typical if cold and arm in BY_DOUBT else STRATEGIES[arm]
         scores = strategy(mine, share, rng)
         order = sorted(range(len(mine)), key=lambda i: (-scores[i], mine[i].task_id))
         ranked.append([mine[i].task_id for i in order])

@@ -13,6 +13,7 @@ from retrain import (
     preview,
     train,
     trigger,
+    zeroshot,
 )
 from sutdol.jobs import Handler
 
@@ -24,6 +25,7 @@ HANDLERS: dict[str, Handler] = {
     "retrain.autolabel": autolabel.handle,
     "retrain.labelquality": labelquality.handle,
     "retrain.preview": preview.handle,
+    "retrain.zeroshot": zeroshot.handle,
     "retrain.evaluate": evaluations.handle,
     "retrain.compress": compress.handle,
     "retrain.convert": convert.handle,

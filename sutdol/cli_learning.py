@@ -1,4 +1,4 @@
-"""Commands about what to label and how sure to be: collect, thresholds. Added to the command line by `add_to`."""
+"""Commands about what to label and how sure to be: collect, prelabel, thresholds. Added to the command line by `add_to`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sutdol.context import Context
+from sutdol.errors import InputError
 from sutdol.terminal import sibling
 from sutdol.thresholds import Study
 
@@ -20,6 +21,47 @@ Home = Annotated[Path | None, Parameter(name="--home", help="Folder of the insta
 
 def add_to(app: App, open_home: Callable[[Path | None], Context], console: Console) -> None:
     """Register this file's commands."""
+
+    @app.command
+    def prelabel(
+        model: str,
+        folder: Path | None = None,
+        *,
+        method: Literal["knn", "clip"] = "knn",
+        encoder: str = "",
+        query: Annotated[list[str], Parameter(help="CLASS=TEXT for `clip`; may be repeated.")] = [],  # noqa: B006
+        error: float = 0.1,
+        home: Home = None,
+    ) -> None:
+        """Begin without a model: queue a folder of unlabelled photos, and suggest labels as soon as that is proved.
+
+        Example: sutdol prelabel digits ./photos --method clip --query "8=a handwritten eight"
+
+        Parameters
+        ----------
+        folder
+            Photos to be queued; left out, those that wait already get suggestions.
+        encoder
+            For `knn`, whose features are compared: digits@3; left out, the model's champion, or thumbnails without one.
+        error
+            Share of the suggestions shown that may be wrong, as measured on an audit sample drawn by chance.
+        """
+        context = open_home(home)
+        zeroshot = sibling("retrain.zeroshot")
+        if folder is not None:
+            taken = zeroshot.pool(context, model, folder)
+            for name, reason in taken.left_out[:50]:
+                console.print(f"left out: {name}: {reason}", highlight=False, soft_wrap=True)
+            console.print(f"{taken.added} photos wait for labels, {taken.audit} of them drawn by chance to measure by")
+        queries: dict[str, list[str]] = {}
+        for item in query:
+            name, equals, text = item.partition("=")
+            if not equals:
+                raise InputError(f"--query {item!r}: expected CLASS=TEXT")
+            queries.setdefault(name, []).append(text)
+        with context.database.begin() as session:
+            zeroshot.request(session, model, method=method, encoder=encoder, queries=queries, error=error)
+        console.print("suggestions are being made; `sutdol status` and the events tell how many are shown")
 
     @app.command
     def thresholds(

@@ -35,6 +35,8 @@ UNIFORM_SHARE = 0.5
 _MEMORY = 500
 """Answers over which the mean of (1 - margin)^2 is remembered."""
 _STEP = 0.02
+_PAY_BACK = 1_000
+"""Answers whose picks a debt is compared with."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,8 @@ class OnlineQuantile:
     """Holds the share of picks at `target`, whatever the distribution of the scores does. Not thread-safe by itself.
 
     Counts how far the picks of the past are from the target and moves the threshold by a step in units of the scores'
-    own spread, so a burst of strange images raises the threshold within a few dozen answers.
+    own spread, so a burst of strange images raises the threshold within a few dozen answers. What such a burst took too much is
+    paid back over the next thousands, by at most a fifth of the target.
 
     Attributes:
         floor: the threshold never falls below; the lowest score that there is.
@@ -139,6 +142,7 @@ class OnlineQuantile:
         self.floor = floor
         self.threshold = -math.inf
         self._spread = 1.0
+        self._debt = 0.0
 
     def above(self, score: float | None) -> bool:
         """Whether such a score would be picked now."""
@@ -151,7 +155,10 @@ class OnlineQuantile:
                 self.threshold = score
             self._spread += _STEP * (abs(score - self.threshold) - self._spread)
         step = max(self._spread, 1e-6) * _STEP / max(self.target, 0.01)
-        self.threshold = max(self.threshold + step * ((1.0 if picked else 0.0) - self.target), self.floor)
+        taken = 1.0 if picked else 0.0
+        self._debt = max(self._debt + taken - self.target, 0.0)
+        target = self.target * (1 - min(self._debt / (_PAY_BACK * max(self.target, 1e-6)), 0.2))
+        self.threshold = max(self.threshold + step * (taken - target), self.floor)
 
     def exceeds(self, score: float) -> bool:
         """Whether `score` is among the top `target` share, learning from it."""

@@ -103,6 +103,10 @@ class Settings(BaseSettings):
     auto_label_error: float = Field(
         0.0, ge=0, le=0.5, description="Error that labels made without people may have. 0: there are none."
     )
+    clip_model: str = Field(
+        "ViT-B-32", description="open_clip architecture for labels suggested by words: a name, or a .json description."
+    )
+    clip_weights: str = Field("", description="Its weights, a .safetensors file. Empty: no suggestions by words.")
     second_looks: int = Field(
         20, ge=0, description="Labels that are probably wrong, asked about again after a promotion. 0: none."
     )

@@ -30,6 +30,7 @@ HOME_OF = {
     "ultralytics": ["retrain/"],
     "effdet": ["retrain/"],
     "apprise": ["sutdol/notify.py"],
+    "open_clip": ["retrain/encoders.py"],
     "httpx": [
         "sutdol/client.py",
         "sutdol/demo/traffic.py",

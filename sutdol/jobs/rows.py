@@ -54,6 +54,7 @@ KINDS: dict[str, JobKind] = {
     "retrain.preview": JobKind("batch", 2),
     "retrain.autolabel": JobKind("batch", 3),
     "retrain.labelquality": JobKind("batch", 3),
+    "retrain.zeroshot": JobKind("batch", 3),
     "monitor": JobKind("bridge", 3),
     "retrain.evaluate": JobKind("batch", 3),
     "retrain.compress": JobKind("batch", 2),

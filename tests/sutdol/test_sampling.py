@@ -129,6 +129,15 @@ def test_all_arms_together_spend_what_the_budget_says(arms: list[str]) -> None:
         assert 0.02 < others / 2000 < 0.04
 
 
+def test_what_a_burst_took_too_much_is_paid_back() -> None:
+    """A changed world costs some labels more at once; over the day the budget holds."""
+    quantile, rng = OnlineQuantile(0.05), np.random.default_rng(8)
+    values = np.concatenate([rng.normal(0, 1, 2000), rng.normal(40, 3, 12_000)])
+    picks = np.array([quantile.exceeds(float(v)) for v in values])
+    assert picks[2000:3000].mean() < 0.09
+    assert picks.mean() == pytest.approx(0.05, rel=0.02)
+
+
 def test_the_most_doubtful_are_picked_by_doubt() -> None:
     """A rate says how many; the score says which."""
     margins = np.random.default_rng(6).random(8000)

@@ -1,11 +1,13 @@
 """`python -m tests.benchmarks.learning.labels`: how many labels does each arm need to 95 % of what all labels give?
 
 Digits, 600 held out to judge by, the rest a pool; ten labels a round, a small network trained from scratch each round, five
-seeds. `margin` and `diverse` by the window's own strategies (`diverse` begins with what is typical), `drawn` with the sampler's
-own probabilities, random for comparison. Each runs until it arrives, at most to 500 labels.
+seeds. `margin` and `diverse` by the window's own strategies (both begin with what is typical), `drawn` with the sampler's own
+probabilities, random for comparison. Where a mean curve arrives is where the accuracy, averaged over the seeds, does; random
+runs to 300 labels, the others to 180.
 
-The net is scikit-learn's multi-layer perceptron on the 64 pixels: a thousand trainings must fit into ten minutes. It learns
-like the small convolutional nets of the product (random: .81 at 50 labels, .89 at 100).
+The net is scikit-learn's multi-layer perceptron on the 64 pixels, trained with copies shifted by one pixel: hundreds of
+trainings must fit into ten minutes. It learns like the small convolutional nets of the product (random: .85 at 50 labels, .90
+at 100, .98 with all). Its probabilities are not calibrated, as those of the product are.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ from labeling_bridge.strategies import Candidate, choose
 from sutdol.sampling import drawn_probability
 from tests.benchmarks.learning.tables import Figure, show
 
-SEEDS, BATCH, MOST, HELD_OUT = 5, 10, 500, 600
+SEEDS, BATCH, HELD_OUT = 5, 10, 600
+RANDOM, OTHERS = 300, 180
+"""Labels that each arm is run to; twice what it needs."""
 SHARE = 0.95
 EARLY = 150
 Picker = Callable[["_Round"], list[int]]
@@ -65,8 +69,6 @@ def drawn(now: _Round) -> list[int]:
 
 def by_arm(arm: str) -> Picker:
     def pick(now: _Round) -> list[int]:
-        if now.net is None and arm == "margin":
-            return random(now)
         doubt = np.ones(len(now.left)) if now.net is None else 1 - now.margin
         candidates = [
             Candidate(str(i), arm, 0.5, float(d), None, 0.0, f)
@@ -84,60 +86,67 @@ def main() -> bool:
     warnings.simplefilter("ignore", ConvergenceWarning)
     x, y = load_digits(return_X_y=True)
     x = x / 16
-    needed: dict[str, list[int]] = {name: [] for name in ARMS}
-    early: dict[str, list[float]] = {name: [] for name in ARMS}
+    goals: list[float] = []
+    curves: dict[str, list[np.ndarray]] = {name: [] for name in ARMS}
     with threadpool_limits(1):
         for seed in range(SEEDS):
             order = np.random.default_rng(seed).permutation(len(x))
             test, pool = order[:HELD_OUT], order[HELD_OUT:]
-            goal = SHARE * _train(x[pool], y[pool], seed).score(x[test], y[test])
+            goals.append(SHARE * _train(x[pool], y[pool], seed).score(x[test], y[test]))
             for name, picker in ARMS.items():
-                curve = _run(picker, x, y, pool, test, goal, seed)
-                arrived = [n for n, accuracy in curve if accuracy >= goal]
-                needed[name].append(arrived[0] if arrived else MOST)
-                early[name].append(float(np.mean([a for n, a in curve if n <= EARLY])))
-    base, base_early = float(np.mean(needed["random"])), float(np.mean(early["random"]))
+                labels = RANDOM if name == "random" else OTHERS
+                curves[name].append(_run(picker, x, y, pool, test, labels, seed))
+    arrived = {name: _arrival(np.mean(found, axis=0), float(np.mean(goals))) for name, found in curves.items()}
+    early = {name: float(np.mean([c[: EARLY // BATCH] for c in found])) for name, found in curves.items()}
     figures = [
-        Figure("random: labels to 95 %, mean", base, note=_list(needed["random"])),
-        Figure(f"random: mean accuracy up to {EARLY} labels", base_early),
+        Figure("random: labels to 95 %, mean curve", arrived["random"], note=_list(curves["random"], goals)),
+        Figure(f"random: mean accuracy up to {EARLY} labels", early["random"]),
     ]
     for name, share, gain in (("margin", 0.55, 0.05), ("diverse", 0.55, 0.05), ("drawn", 0.7, 0.025)):
-        mean = float(np.mean(needed[name]))
         figures += [
-            Figure(f"{name}: labels to 95 %, mean", mean, note=_list(needed[name])),
-            Figure(f"{name}: share of random's labels", mean / base, "at most", share),
+            Figure(f"{name}: labels to 95 %, mean curve", arrived[name], note=_list(curves[name], goals)),
+            Figure(f"{name}: share of random's labels", arrived[name] / arrived["random"], "at most", share),
             Figure(
-                f"{name}: gain in mean accuracy up to {EARLY} labels",
-                float(np.mean(early[name])) - base_early,
-                "at least",
-                gain,
+                f"{name}: gain in mean accuracy up to {EARLY} labels", early[name] - early["random"], "at least", gain
             ),
         ]
     return show(f"Labels to 95 % of the accuracy of all labels, {SEEDS} seeds", figures)
 
 
 def _run(
-    picker: Picker, x: np.ndarray, y: np.ndarray, pool: np.ndarray, test: np.ndarray, goal: float, seed: int
-) -> list[tuple[int, float]]:
-    """(labels, accuracy) of each round, until the goal is reached and EARLY is past."""
+    picker: Picker, x: np.ndarray, y: np.ndarray, pool: np.ndarray, test: np.ndarray, labels: int, seed: int
+) -> np.ndarray:
+    """Accuracy after each round, up to `labels`."""
     rng = np.random.default_rng(1000 + seed)
     left, labelled = pool, np.empty(0, np.int64)
     net: MLPClassifier | None = None
-    curve: list[tuple[int, float]] = []
-    while len(labelled) < MOST and (len(labelled) < EARLY or all(a < goal for _, a in curve)):
+    curve = []
+    while len(labelled) < labels:
         chosen = np.array(picker(_Round(x, left, net, rng)))
         labelled, left = np.concatenate([labelled, chosen]), left[~np.isin(left, chosen)]
         net = _train(x[labelled], y[labelled], seed)
-        curve.append((len(labelled), float(net.score(x[test], y[test]))))
-    return curve
+        curve.append(float(net.score(x[test], y[test])))
+    return np.array(curve)
+
+
+def _arrival(curve: np.ndarray, goal: float) -> float:
+    """Labels at which the curve first reaches the goal; one batch more than there is where it never does."""
+    there = np.flatnonzero(curve >= goal)
+    return float(BATCH * (there[0] + 1 if len(there) else len(curve) + 1))
 
 
 def _train(x: np.ndarray, y: np.ndarray, seed: int) -> MLPClassifier:
-    return MLPClassifier((64,), max_iter=200, learning_rate_init=0.01, alpha=1e-3, random_state=seed).fit(x, y)
+    """On the images and their copies shifted by one pixel in four directions."""
+    images = x.reshape(-1, 8, 8)
+    shifted = [np.roll(images, step, (1, 2)).reshape(len(x), 64) for step in ((0, 1), (0, -1), (1, 0), (-1, 0))]
+    net = MLPClassifier(
+        (128,), max_iter=60, learning_rate_init=0.01, alpha=1e-2, batch_size=min(200, len(x)), random_state=seed
+    )
+    return net.fit(np.concatenate([x, *shifted]), np.tile(y, 5))
 
 
-def _list(values: list[int]) -> str:
-    return "per seed " + " ".join(str(v) for v in values)
+def _list(curves: list[np.ndarray], goals: list[float]) -> str:
+    return "per seed " + " ".join(f"{_arrival(c, g):.0f}" for c, g in zip(curves, goals, strict=True))
 
 
 if __name__ == "__main__":
