@@ -74,7 +74,7 @@ class VocWriter:
     """Annotations/STEM.xml, JPEGImages/STEM.SUFFIX and ImageSets/Main/SPLIT.txt; corners as they are, without an offset."""
 
     def __init__(self, folder: Path, classes: Sequence[str]) -> None:
-        self._folder = folder
+        self._folder, self._classes = folder, list(classes)
         (folder / "ImageSets" / "Main").mkdir(parents=True)
 
     def add(self, photo: Photo) -> None:
@@ -91,7 +91,9 @@ class VocWriter:
             file.write(f"{photo.stem}\n")
 
     def close(self) -> None:
-        """Nothing is left to write."""
+        """The class list as CVAT and datumaro want it beside a VOC folder; without it they know the twenty of 2012 only."""
+        lines = ["# label:color_rgb:parts:actions", *(f"{name}:::" for name in self._classes)]
+        put(self._folder / "labelmap.txt", ("\n".join(lines) + "\n").encode())
 
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")

@@ -4,7 +4,8 @@
 
 Each runs in a training child of its own at its own input size (EfficientDet D4 to D7 at 512), with a batch of two, from
 scratch, by the same code as a real run: one epoch, then the ONNX file compared with PyTorch. Memory is the child's peak
-resident set. `--write` replaces the table in docs/families.md.
+resident set; a step is told in seconds of CPU, summed over cores, which does not depend on what else the machine does.
+`--write` replaces the table in docs/families.md.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ SEED_LIST: list[tuple[str, str, str]] = [
     *(("timm", "classify", name) for name in TIMM),
     ("timm", "multilabel", "resnet50"),
 ]
-COLUMNS = ("family", "task", "architecture", "px", "parameters, M", "ONNX, MB", "step, s")
+COLUMNS = ("family", "task", "architecture", "px", "parameters, M", "ONNX, MB", "step, CPU s")
 COLUMNS += ("peak memory, MB", "parity", "all, s")
 STEP = """
 import json, resource, sys, time
@@ -48,7 +49,7 @@ from retrain.families import Spec, get_family
 
 class Hooks:
     def __init__(self): self.at = []
-    def step(self, **numbers): self.at.append(time.perf_counter())
+    def step(self, **numbers): self.at.append(time.process_time())
     def epoch(self, epoch, epochs, metrics): pass
     def check(self): pass
 
