@@ -111,7 +111,7 @@ def _export(name: str) -> bytes:
 
     from retrain.families import yolo
 
-    os.environ |= yolo.environment(CACHE)
+    os.environ |= yolo.environment(CACHE, {})
     import torch
     from ultralytics.nn.tasks import ClassificationModel, DetectionModel
 
