@@ -357,15 +357,24 @@ class Chaos:
             self._network(0.0)
         self.receiver.on = True
         assert not self.trouble, self.trouble
-        deadline, quiet_since = time.monotonic() + self.plan.settle_s, None
-        quiet_s = 1.0 * self.plan.pace  # longer than a poll, a sweep and a quarantine
-        while True:
+        deadline, quiet_since = time.monotonic() + self.plan.settle_s, time.time()
+        while self._rounds(quiet_since) < 2:
             assert time.monotonic() < deadline, f"it does not settle: {self._left()}\n{self._log()}"
             assert self.bridge.is_alive(), self._log()
-            quiet_since = None if self._left() else quiet_since or time.monotonic()
-            if quiet_since is not None and time.monotonic() - quiet_since > quiet_s:
-                return
+            if self._left():
+                quiet_since = time.time()
             time.sleep(0.05 * self.plan.pace)
+
+    def _rounds(self, since: float) -> int:
+        """How many whole rounds of poll, sweep and push were begun and ended since then, whatever the machine's speed."""
+        with self.context.database.read() as session:
+            done = session.exec(
+                select(Job.kind)
+                .join(JobAttempt, JobAttempt.job_id == Job.id)  # type: ignore[arg-type]
+                .where(JobAttempt.started_at > since, JobAttempt.outcome == "done")
+            ).all()
+        counts = Counter(done)
+        return min(counts[kind] for kind in ("bridge.read", "bridge.sweep", "bridge.push"))
 
     def _left(self) -> str:
         """What is still to be done; empty when nothing is."""
@@ -373,7 +382,7 @@ class Chaos:
             queued = session.exec(
                 select(LabelTask.id).where(LabelTask.model == self.slug, LabelTask.state == "queued")
             ).all()
-            kinds = ("bridge.reask", "bridge.refresh")
+            kinds = ("bridge.reask", "bridge.refresh", "bridge.hint")
             jobs = session.exec(
                 select(Job.kind).where(Job.kind.in_(kinds), Job.state.in_(("queued", "running")))  # type: ignore[attr-defined]
             ).all()
