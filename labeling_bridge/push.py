@@ -1,8 +1,8 @@
 """Job `bridge.push`: queued tasks -> Label Studio, each exactly once.
 
-    queued (<= 50), gold tasks among them -> scored again if the champion has changed since -> look up by sample_id
-       -> import what is missing -> look up again -> repair lost predictions -> delete unanswered duplicates -> in_studio
-       -> shown (`model_version`)
+    queued (<= 200), gold tasks among them -> scored again if the champion has changed since -> look up by sample_id
+       -> import what is missing (<= 50 at once) -> look up again -> repair lost predictions
+       -> delete unanswered duplicates -> in_studio -> shown (`model_version`)
 
 A task that was answered before it vanished (with its project, or by itself) goes out with its answers, under the names of
 those who gave them, and is `annotated` again at once.
@@ -33,6 +33,7 @@ from labeling_bridge.pictures import addresses
 from labeling_bridge.project import (
     UNANSWERED,
     ensure_project,
+    fresh_rows,
     keeper,
     known_project,
     prediction_body,
@@ -54,6 +55,11 @@ from sutdol.tables import LabelTask, Model, Sample, StudioProject, now
 from sutdol.types import Label
 
 BATCH = 50
+"""Tasks in one import: an import that is lost or locked out costs no more than these."""
+STRIDE = 4 * BATCH
+"""Tasks taken, looked up and committed together."""
+REPORT_EVERY = 500
+"""Tasks between two reports of progress: each is a commit."""
 QUARANTINE_S = 30.0
 
 
@@ -77,7 +83,7 @@ def push_model(running: Running, studio: Studio, slug: str) -> int:
 
     Returns 0 at once when another process is writing to this project: it will take the rows along, or the next window.
     """
-    context, pushed = running.context, 0
+    context, pushed, told = running.context, 0, 0
     with writing(running, slug) as ours:
         project: StudioProject | None = None
         predictor: Predictor | None = None
@@ -111,7 +117,9 @@ def push_model(running: Running, studio: Studio, slug: str) -> int:
                 continue
             show_predictions(running, studio, slug)
             refresh_stale(running, slug, {task.version for task in known})
-            running.report(model=slug, pushed=pushed)
+            if pushed >= told + REPORT_EVERY:
+                told = pushed
+                running.report(model=slug, pushed=pushed)
     return pushed
 
 
@@ -138,9 +146,10 @@ def show_predictions(running: Running, studio: Studio, slug: str) -> None:
 
 def refresh_stale(running: Running, slug: str, versions: set[int]) -> None:
     """Send `bridge.refresh` when tasks of these versions are open and another one is champion (perhaps only just now)."""
-    with running.commit() as session:
+    with running.context.database.read() as session:
         champion = registry.alias(session, slug, "champion")
-        if champion is not None and versions - {champion}:
+    if champion is not None and versions - {champion}:
+        with running.commit() as session:
             payload = {"model": slug, "version": champion}
             jobs.send(session, "bridge.refresh", payload, unique_key=f"bridge.refresh:{slug}")
 
@@ -156,7 +165,7 @@ def next_to_push(session: Session, model: str, max_open: int) -> list[LabelTask]
     )
     order = sa.case((col(LabelTask.arm) == "drawn", 1.0 + col(LabelTask.priority)), else_=col(LabelTask.priority))
     ready = ready.order_by(order.desc(), col(LabelTask.queued_at), col(LabelTask.id))
-    return list(session.exec(ready.limit(max(min(BATCH, max_open - in_studio), 0))))
+    return list(session.exec(ready.limit(max(min(STRIDE, max_open - in_studio), 0))))
 
 
 def _next_batch(running: Running, slug: str) -> list[LabelTask]:
@@ -184,15 +193,15 @@ def _rescore(running: Running, predictor: Predictor, batch: list[LabelTask]) -> 
     old = rescore(running.context.store, predictor, [task for task in batch if task.version != predictor.version])
     certain = {task.id for task in old.certain}
     with running.commit() as session:
-        for task in [*old.scored, *old.certain]:
-            row = session.get_one(LabelTask, task.id)
+        scored = {task.id: task for task in [*old.scored, *old.certain]}
+        for row in fresh_rows(session, list(scored.values())):
             if row.state != "queued":
                 continue
             if row.id in certain:
                 row.state, row.queued_at = "withdrawn", None
             else:
                 for name in SCORED:
-                    setattr(row, name, getattr(task, name))
+                    setattr(row, name, getattr(scored[row.id], name))
             session.add(row)
         if certain:
             text = f"{len(certain)} queued tasks of {predictor.model} withdrawn: version {predictor.version} is certain"
@@ -213,19 +222,23 @@ def _push_batch(
     with context.database.read() as session:
         answers = {t.sample_id: earlier_answers(session, t, model, samples[t.sample_id]) for t in batch}
     # Who was never sent cannot be there: `attempts` is counted up, and committed, before the first try.
+    unknown: UnknownOutcome | None = None
     doubtful = [task.sample_id for task in batch if task.attempts > 1 or task.pushed_at is not None]
     found = by_sample(studio.find(project_id, doubtful))
     missing = [task for task in batch if task.sample_id not in found]
     if missing:
         images = addresses(context, studio, project_id, [samples[t.sample_id] for t in missing])
         bodies = [task_body(t, samples[t.sample_id], model, images[t.sample_id]) for t in missing]
+        if any(answers.values()):
+            people = studio.people()
+            answers = {sample_id: attributed(given, people) for sample_id, given in answers.items()}
         for body in bodies:
             body["annotations"] = answers[body["data"]["sample_id"]]
-        ids = studio.import_tasks(project_id, bodies)
-        if _is_empty(running, model.slug):
+        sent, ids, unknown = _import(studio, project_id, bodies)
+        if sent and _is_empty(running, model.slug):
             studio.ensure_view(project_id)  # Label Studio deletes all tabs with the last task
         made = by_sample(studio.present(project_id, ids))
-        if set(made) == {task.sample_id for task in missing}:
+        if set(made) == sent:
             found |= made
         else:  # what it answered is not what we sent
             found = by_sample(studio.find(project_id, sample_ids))
@@ -234,22 +247,39 @@ def _push_batch(
     remove_duplicates(studio, project_id, found)
     answered: list[int] = []
     with running.commit() as session:
-        for task in batch:
-            row = session.get_one(LabelTask, task.id)
+        for row in fresh_rows(session, batch):
             if row.state != "queued":
                 continue  # read was faster
-            if task.sample_id not in found:
+            if row.sample_id not in found:
                 row.not_before = now() + QUARANTINE_S
             else:
-                kept = keeper(found[task.sample_id])
+                kept = keeper(found[row.sample_id])
                 row.state, row.project_id, row.studio_task_id = "in_studio", project_id, kept.id
                 row.pushed_at, row.not_before, row.overlap = now(), 0.0, context.settings.annotators_per_task
                 row.attempts = 0
-                answered += [kept.id] if kept.answered or answers[task.sample_id] else []
+                answered += [kept.id] if kept.answered or answers[row.sample_id] else []
             session.add(row)
         if answered:
             jobs.send(session, "bridge.read", {"model": model.slug, "studio_task_ids": answered})
+    if unknown is not None:
+        raise unknown
     return sum(1 for task in batch if task.sample_id in found)
+
+
+def _import(
+    studio: Studio, project_id: int, bodies: list[dict[str, Any]]
+) -> tuple[set[str], list[int], UnknownOutcome | None]:
+    """Import by BATCH: samples that were sent and confirmed, the ids that Label Studio names, and what ended it early."""
+    sent: set[str] = set()
+    ids: list[int] = []
+    for start in range(0, len(bodies), BATCH):
+        part = bodies[start : start + BATCH]
+        try:
+            ids += studio.import_tasks(project_id, part)
+        except UnknownOutcome as error:
+            return sent, ids, error
+        sent |= {str(body["data"]["sample_id"]) for body in part}
+    return sent, ids, None
 
 
 def earlier_answers(session: Session, row: LabelTask, model: Model, sample: Sample) -> list[dict[str, Any]]:
@@ -277,6 +307,18 @@ def earlier_answers(session: Session, row: LabelTask, model: Model, sample: Samp
     return found
 
 
+def attributed(answers: list[dict[str, Any]], people: set[int]) -> list[dict[str, Any]]:
+    """The answers under the names of those who gave them, as far as this Label Studio knows them.
+
+    It refuses a whole import for one author that it does not know. One such answer goes under the bridge's name; several of
+    one task would count as one person's, and a conflict as settled: then the task is asked anew.
+    """
+    strangers = [answer for answer in answers if answer["completed_by"] not in people]
+    if len(strangers) > 1:
+        return []
+    return [answer if answer not in strangers else answer | {"completed_by": None} for answer in answers]
+
+
 def _repair_answers(
     studio: Studio, found: dict[str, list[StudioTask]], answers: dict[str, list[dict[str, Any]]]
 ) -> None:
@@ -285,7 +327,8 @@ def _repair_answers(
         task = keeper(tasks)
         if not task.answered:
             for answer in answers.get(sample_id, []):
-                studio.submit(task.id, {name: value for name, value in answer.items() if name != "id"})
+                left_out = ("id",) if answer["completed_by"] is not None else ("id", "completed_by")
+                studio.submit(task.id, {name: value for name, value in answer.items() if name not in left_out})
 
 
 def _is_empty(running: Running, slug: str) -> bool:

@@ -106,7 +106,7 @@ class RealStudio(StudioServer):
     def _start(self) -> None:
         self.process = server.start(self.context)
         log = self.context.settings.home / server.LOG_NAME
-        server.wait_ready(self.url, 240, process=self.process, log=log)
+        server.wait_ready(self.url, 480, process=self.process, log=log)
 
     def kill(self) -> None:
         if self.process is not None:

@@ -50,7 +50,11 @@ class LossyProxy:
                 client, _ = self._server.accept()
             except OSError:
                 return
-            server = socket.create_connection(self._upstream)
+            try:
+                server = socket.create_connection(self._upstream)
+            except OSError:  # the server is down, and so is what is asked of it
+                client.close()
+                continue
             self._open += [client, server]
             thread = threading.Thread(target=self._serve, args=(client, server), daemon=True)
             self._threads.append(thread)
