@@ -42,9 +42,18 @@ TOP_SCORE = -1.0
 def writing(running: Running, model: str) -> Iterator[Callable[[], bool]]:
     """Hold the lease of the project; yields a function that takes or renews it and says whether it is ours."""
     name, owner = f"studio:{model}", f"{running.job_id}:{running.attempt}"
-    database = running.context.database
+    database, held_until = running.context.database, 0.0
+
+    def ours() -> bool:
+        # Nobody else can take it for LEASE_S, so it is renewed only when some of that is gone.
+        nonlocal held_until
+        if time.monotonic() >= held_until:
+            at = time.monotonic()
+            held_until = at + LEASE_S / 4 if lease.acquire(database, name, owner, LEASE_S) else 0.0
+        return held_until > 0
+
     try:
-        yield lambda: lease.acquire(database, name, owner, LEASE_S)
+        yield ours
     finally:
         lease.release(database, name, owner)
 
@@ -204,6 +213,11 @@ def prediction_body(task: LabelTask, sample: Sample, model: Model) -> dict[str, 
 def keeper(tasks: list[StudioTask]) -> StudioTask:
     """Of several tasks of one sample, the one that stays: an answered one before others, then the lowest id."""
     return min(tasks, key=lambda t: (not t.answered, t.id))
+
+
+def fresh_rows(session: Session, tasks: list[LabelTask]) -> list[LabelTask]:
+    """These rows as they are now, in this session; one query and not one for each."""
+    return list(session.exec(select(LabelTask).where(col(LabelTask.id).in_([task.id for task in tasks]))))
 
 
 def samples_of(session: Session, tasks: list[LabelTask]) -> dict[str, Sample]:

@@ -23,7 +23,7 @@ from typing import Any
 
 from sqlmodel import Session, col, select
 
-from labeling_bridge.project import await_turn, prediction_body, samples_of, version_name, writing
+from labeling_bridge.project import await_turn, fresh_rows, prediction_body, samples_of, version_name, writing
 from labeling_bridge.push import BATCH, next_to_push, push_model, show_predictions
 from labeling_bridge.rescore import SCORED, Rescored, rescore
 from labeling_bridge.studio import Studio
@@ -117,9 +117,10 @@ def _replace(
         studio.import_predictions(project.project_id, imports)
     withdrawn = [row for task_id, row in certain.items() if task_id in gone]
     with running.commit() as session:
-        for row in [*scored, *withdrawn]:
-            left.discard(row.id)
-            fresh = session.get_one(LabelTask, row.id)
+        done = {row.id: row for row in [*scored, *withdrawn]}
+        left -= set(done)
+        for fresh in fresh_rows(session, list(done.values())):
+            row = done[fresh.id]
             if fresh.state != row.state:
                 continue  # somebody answered meanwhile, and that counts
             if row.studio_task_id in gone:

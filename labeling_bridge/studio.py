@@ -308,6 +308,10 @@ class Studio(Account):
         answer = self.ask("GET", "/api/version", headers={"Accept": "application/json"}).json()
         return str(answer.get("release") or answer.get("label-studio-os-package", {}).get("version", "unknown"))
 
+    def people(self) -> set[int]:
+        """Ids of all accounts; annotations can be imported under their names alone."""
+        return {int(user["id"]) for user in self.ask("GET", "/api/users/").json()}
+
     def whoami(self) -> str:
         """The e-mail of this account."""
         return str(self.ask("GET", "/api/current-user/whoami").json()["email"])

@@ -45,6 +45,7 @@ DEMO_SETTINGS = {
     "retrain_cooldown_s": 5.0,
     "poll_interval_s": 15.0,
     "window_interval_s": 2.0,
+    "gold_share": 0.0,  # the labeler of the demo knows the stream, not the training digits
 }
 
 

@@ -35,6 +35,7 @@ DEMO_SETTINGS = {
     "retrain_cooldown_s": 5.0,
     "poll_interval_s": 2.0,
     "window_interval_s": 1.0,
+    "gold_share": 0.0,  # every answer is compared with the stream's own boxes
 }
 
 

@@ -391,6 +391,11 @@ def _import(fake: FakeLabelStudio, project_id: int, tasks: list[Row]) -> Row:
             predictions += 1
             project["model_version"] = project["model_version"] or prediction.get("model_version", "")
         for annotation in body.get("annotations", []):
+            author = annotation.get("completed_by")
+            if author is not None and author not in fake.users:
+                text = f"Import data contains completed_by={author} which is not a valid annotator's email or ID"
+                raise Refused(400, {"validation_errors": {"non_field_errors": [text]}})
+            annotation = {k: v for k, v in annotation.items() if k != "completed_by" or v is not None}
             truth = {"ground_truth": True}  # what Label Studio takes an import for unless told otherwise
             row = fake.add_annotation(fake.tasks[task_id], project["created_by"]["id"], truth | annotation)
             row["updated_by"], row["import_id"] = None, annotation.get("id")

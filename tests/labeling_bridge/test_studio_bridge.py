@@ -33,7 +33,7 @@ from sutdol.context import Context
 from sutdol.errors import StudioError
 from sutdol.jobs import lease
 from sutdol.jobs.worker import run_pending
-from sutdol.tables import Event, Job, LabelTask, StudioProject, now
+from sutdol.tables import Annotation, Event, Job, LabelTask, StudioProject, now
 from sutdol.types import Box, Label
 from tests.studio_fixture import StudioServer
 
@@ -403,6 +403,31 @@ def test_the_port_is_taken_and_the_environment_is_missing(studio_server, tmp_pat
     with pytest.raises(SetupError, match="make setup"):
         server.start(context)
     context.database.close()
+
+
+@pytest.mark.parametrize("strangers", [1, 2])
+def test_answers_of_people_who_have_no_account_any_more_come_back_or_are_asked_anew(
+    bridge, model, studio, labeler, strangers
+):
+    """Label Studio refuses a whole import for one unknown author, and the same answer would be refused for ever."""
+    sample_id, other = add_tasks(bridge, model, 2)
+    push(bridge, model)
+    task_id = row(bridge, model, sample_id).studio_task_id
+    labeler.submit(task_id, {"result": choose("b"), "lead_time": 1.0})
+    if strangers == 2:
+        studio.submit(task_id, {"result": choose("b"), "lead_time": 1.0})
+    run(bridge, "bridge.read")
+    with bridge.database.begin() as session:
+        for number, revision in enumerate(session.exec(select(Annotation)).all()):
+            revision.annotator = 10**6 + number
+            session.add(revision)
+    labeler.ask("DELETE", f"/api/tasks/{task_id}/")
+    assert run(bridge, "bridge.sweep", model=model)[model]["requeued"] == 1
+    push(bridge, model)
+    found = tasks(studio, bridge, model)
+    assert set(found) == {sample_id, other}
+    assert len(found[sample_id].annotations) == (1 if strangers == 1 else 0)
+    assert label(bridge, model, sample_id).value["classes"] == ["b"]
 
 
 @pytest.fixture
