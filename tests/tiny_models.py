@@ -92,6 +92,30 @@ def classifier_onnx(
     return bytes(model.SerializeToString())
 
 
+def detector_onnx(rows: list[tuple[float, ...]]) -> bytes:
+    """Answers the same anchors (cx, cy, w, h, cat, dog) for every image."""
+    anchors = np.array(rows, np.float32).T[None]
+    nodes = [
+        helper.make_node("Shape", ["images"], ["shape"], start=0, end=1),
+        helper.make_node("Concat", ["shape", "ones"], ["repeats"], axis=0),
+        helper.make_node("Tile", ["anchors", "repeats"], ["scores"]),
+        helper.make_node("GlobalAveragePool", ["images"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["features"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "detector",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["n", 3, 64, 64])],
+        [
+            helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["n", 6, len(rows)]),
+            helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", 3]),
+        ],
+        [numpy_helper.from_array(anchors, "anchors"), numpy_helper.from_array(np.array([1, 1], np.int64), "ones")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    return bytes(model.SerializeToString())
+
+
 def nan_onnx() -> bytes:
     """A classifier whose weights are not numbers: it loads, and every answer is NaN."""
     return classifier_onnx(sharpness=float("nan"))

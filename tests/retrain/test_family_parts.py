@@ -6,16 +6,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
-from retrain.calibrate import best_score_min, fit_familiarity
+from retrain.calibrate import best_score_min, calibrate, fit_familiarity
 from retrain.families import FAMILIES, Family, Item, get_family
 from retrain.families._classifier import one_cycle
 from retrain.families._replay import MAX_OFTEN, draw_probabilities, repeats
 from sutdol.errors import NotFoundError, SetupError
-from sutdol.types import Label
+from sutdol.images import encode_png
+from sutdol.tables import DatasetItem
+from sutdol.thresholds import Study
+from sutdol.types import Box, InputSpec, Label
 from tests import child_runs
+from tests.tiny_models import detector_onnx
 
 
 def items(source: str, **counts: int) -> list[Item]:
@@ -171,3 +176,30 @@ def test_boxes_are_reported_from_the_best_trade_of_found_and_false(
 ) -> None:
     """The bounds keep a detector talkative enough to be corrected, and quiet enough to be read."""
     assert best_score_min(np.array(scores), np.array(hits, bool), objects) == pytest.approx(expected)
+
+
+def test_a_detector_learns_on_val_which_class_is_hard_and_what_accuracy_costs() -> None:
+    """A doubt about a hard class weighs more, and people see what they would trade."""
+    rng = np.random.default_rng(5)
+    files: dict[str, bytes] = {}
+    rows = []
+    truth = {"classes": [], "boxes": [msgspec.to_builtins(Box("cat", 24, 28, 40, 36))]}
+    for i in range(40):
+        files[f"s{i}"] = encode_png(rng.integers(0, 255, (64, 64, 3), np.uint8))
+        split = "val" if i % 2 else "train"
+        rows.append(DatasetItem(dataset_version_id="d", sample_id=f"s{i}", split=split, value=truth, source="imported"))
+    found = calibrate(
+        detector_onnx([(32, 32, 16, 8, 0.9, 0.1), (10, 10, 8, 8, 0.1, 0.6), (50, 50, 8, 8, 0.3, 0.1)]),
+        InputSpec((64, 64), "letterbox"),
+        task="detect",
+        classes=["cat", "dog"],
+        family="tiny",
+        items=rows,
+        read=files.__getitem__,
+        provenance={},
+    )
+    assert found.manifest.difficulty == {"cat": pytest.approx(0.0)}
+    assert found.manifest.accept_at == []
+    study = msgspec.json.decode(found.files["thresholds.json"], type=Study)
+    assert (study.n, study.accept_at) == (60, [])
+    assert study.accuracy[3][-1] is None or study.accuracy[3][-1] == 1.0

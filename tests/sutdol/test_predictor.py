@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto
 
 from sutdol import registry
 from sutdol.context import Context
@@ -15,32 +15,9 @@ from sutdol.predictor import Predictor, Raw, fit_input
 from sutdol.runtime import Runtime, check_self_contained, choose_providers
 from sutdol.types import InputSpec, Manifest
 from tests import tiny_models
+from tests.tiny_models import detector_onnx
 
 DETECTOR = Manifest("detect", ["cat", "dog"], InputSpec((64, 64), "letterbox"), "tiny", score_min=0.3, nms_iou=0.5)
-
-
-def detector_onnx(rows: list[tuple[float, ...]]) -> bytes:
-    """Answers the same anchors (cx, cy, w, h, cat, dog) for every image."""
-    anchors = np.array(rows, np.float32).T[None]
-    nodes = [
-        helper.make_node("Shape", ["images"], ["shape"], start=0, end=1),
-        helper.make_node("Concat", ["shape", "ones"], ["repeats"], axis=0),
-        helper.make_node("Tile", ["anchors", "repeats"], ["scores"]),
-        helper.make_node("GlobalAveragePool", ["images"], ["pooled"]),
-        helper.make_node("Flatten", ["pooled"], ["features"]),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "detector",
-        [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["n", 3, 64, 64])],
-        [
-            helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["n", 6, len(rows)]),
-            helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", 3]),
-        ],
-        [numpy_helper.from_array(anchors, "anchors"), numpy_helper.from_array(np.array([1, 1], np.int64), "ones")],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
-    return bytes(model.SerializeToString())
 
 
 def test_a_box_comes_back_in_pixels_of_the_original_image() -> None:
