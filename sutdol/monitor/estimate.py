@@ -146,7 +146,7 @@ def wilson_shaped(share: float, variance: float, labels: int) -> tuple[float, fl
 
     >>> low, high = wilson_shaped(0.9, 0.9 * 0.1 / 100, 100)
     >>> round(low, 3), round(high, 3)
-    (0.829, 0.944)
+    (0.831, 0.943)
     """
     centre = min(max(share, 0.0), 1.0)
     shrunk = (centre * labels + 2) / (labels + 4)

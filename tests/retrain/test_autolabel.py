@@ -20,13 +20,9 @@ from sutdol.monitor import guarantee, report
 from sutdol.predictor import Predictor
 from sutdol.settings import load
 from sutdol.tables import DriftState, Event, LabelRow, LabelTask, PredictionRow, Sample, new_id, now
-from sutdol.types import InputSpec, Manifest
-from tests.tiny_models import CLASSES, SIDE_PX, classifier_bundle, classifier_onnx, coloured_png
+from tests.tiny_models import CLASSES, classifier_bundle, coloured_png
 
 MODEL = "tiny"
-PREDICTOR = Predictor.from_parts(
-    classifier_onnx(), Manifest(task="classify", classes=list(CLASSES), input=InputSpec((SIDE_PX, SIDE_PX)), family="")
-)
 
 
 @pytest.fixture
@@ -58,7 +54,7 @@ def predict(
     context: Context, sample_id: str, *, arms: tuple[str, ...] = (), at: float | None = None, **values: Any
 ) -> str:
     """A logged answer of the tiny model to a red image."""
-    found = PREDICTOR.predict_bytes(context.store.get(f"samples/{sample_id}"))
+    found = Predictor.open(context.store, MODEL, 1).predict_bytes(context.store.get(f"samples/{sample_id}"))
     row = {
         "id": new_id(),
         "at": at or now(),
@@ -71,7 +67,7 @@ def predict(
         "confidence": found.confidence,
         "raw_confidence": found.raw_confidence,
         "margin": found.margin,
-        "ood_score": 0.0,
+        "ood_score": found.ood_score,
         "inclusion_probability": 0.2,
         "arms": list(arms),
         "duration_ms": 1.0,

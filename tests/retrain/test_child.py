@@ -99,7 +99,9 @@ def test_what_went_wrong_is_said_on_the_pipe(tmp_path: Path) -> None:
     (tmp_path / "run" / "spec.json").write_bytes(msgspec.json.encode(broken))
     status, said = child_runs.finish(spec)
     assert status == 1
-    assert said == [{"event": "error", "code": "not-found", "text": "unknown family 'tim' (known: timm, yolo)"}]
+    assert said == [
+        {"event": "error", "code": "not-found", "text": "unknown family 'tim' (known: efficientdet, timm, yolo)"}
+    ]
     assert "Traceback" in (tmp_path / "run" / "child.log").read_text()
 
 

@@ -89,10 +89,10 @@ def story(home: Path, seed: int) -> None:
             time.sleep(0.05)
     finally:
         for process in (worker, writer):
-            if process is not None and process.poll() is None:
-                process.kill()
-            if process is not None:
-                process.communicate()
+            if process is None or (process.stdout is not None and process.stdout.closed):
+                continue  # killed and read to its end above
+            process.kill()
+            process.communicate()
     with context.database.read() as session:
         versions = session.exec(select(ModelVersion)).all()
         decisions = session.exec(select(Decision).where(Decision.kind == "gate")).all()

@@ -125,7 +125,7 @@ def test_a_share_of_the_images_that_nobody_picked_is_kept(served: Served, share:
     def entry(number: int, *arms: str) -> Entry:
         one = dataclasses.replace(image, sample_id=f"{number:064x}")
         picked = Picked(list(arms), 0.1, "", 0.5)
-        answer = Answer(Item("tiny", data, None, ticket), loaded, one, prediction, picked, 1.0, looks)
+        answer = Answer(Item("tiny", data, None, ticket), loaded, one, prediction, picked, 1.0, looks, {}, None)
         return compose(answer, Metrics(), share)
 
     assert sum(entry(i).image is not None for i in range(200)) == pytest.approx(kept, abs=20 if 0 < share < 1 else 0)
