@@ -136,7 +136,7 @@ def commit_ms(folder: Path, *, count: int = 200) -> float:
     with contextlib.closing(sqlite3.connect(folder / "probe.db", isolation_level=None)) as connection:
         for pragma in ("journal_mode=WAL", "synchronous=FULL"):
             connection.execute(f"PRAGMA {pragma}")
-        connection.execute("CREATE TABLE t (x TEXT)")
+        connection.execute("CREATE TABLE IF NOT EXISTS t (x TEXT)")
         times = []
         for _ in range(count):
             began = time.perf_counter()
