@@ -87,7 +87,7 @@ def test_every_variant_is_in_the_record_and_the_copy_is_a_version(
 
 
 def test_a_copy_that_is_not_faster_is_refused_with_its_figures(champion: Context) -> None:
-    """Half precision on a CPU, asked for ten times the speed: measured for real, and said."""
+    """Half precision, asked for ten times the speed: measured for real, and said."""
     job = run(champion, "fp16", min_speed_up=10.0)
     assert job.state == "done", job.error
     decision = last_gate(champion)
