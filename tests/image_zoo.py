@@ -6,6 +6,8 @@
 readers honestly disagree. `upright` animals show the quarters of SCENE: red at the top left, green at the top right, blue at
 the bottom left, black at the bottom right, whatever their file says about turning. Nothing here is large: bombs are only
 large once they are decoded. `giants()` are the largest that must still be read.
+
+Longer than the ceiling because it is a list: one animal after the other, none of which another needs.
 """
 
 from __future__ import annotations

@@ -10,6 +10,8 @@ with the last task. What it lacks: permissions, other people's projects, drafts,
 sign-up.
 
 Every request is one transaction under one lock: killed in the middle of it, it has happened or not.
+
+Longer than the ceiling: one server with one state, and every route changes it; split, the lock would have to travel.
 """
 
 from __future__ import annotations

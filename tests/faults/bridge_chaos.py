@@ -8,6 +8,8 @@ answers (`LossyProxy` before the real one, `faults` in the fake). Nobody stops w
 
 What is promised about a submitted answer: if it stands in Label Studio at the end, was there during one whole poll, or its
 webhook was answered, it is in our database exactly once, with its class. What was deleted sooner is counted as lost there.
+
+Longer than the ceiling: what happens and how it is counted have to be read together, or a loss is counted as somebody's wish.
 """
 
 from __future__ import annotations
