@@ -109,7 +109,7 @@ class Loader:
             opened = time.perf_counter()
             predictor.warm()
             predictor.check_golden()
-            batch = _best_batch(predictor)
+            batch = best_batch(predictor)
         except (SutdolError, MemoryError):
             raise
         except Exception as error:
@@ -171,8 +171,13 @@ class _ReadElsewhere(Store):
         self._reader.shutdown(wait=True)
 
 
-def _best_batch(predictor: Predictor) -> int:
-    """The batch size at which an image costs least, the smaller one where it hardly matters; runs a few batches."""
+def best_batch(predictor: Predictor, *, gain: float = _BATCH_GAIN, slow_run_s: float = _SLOW_RUN_S) -> int:
+    """The batch size at which an image costs least, the smaller one where it hardly matters; runs a few batches.
+
+    Args:
+        gain: a larger batch is taken when an image costs less than this share.
+        slow_run_s: on a CPU, a model that takes longer for one image is not tried with more.
+    """
     height, width = predictor.manifest.input.size_hw
     cost: dict[int, float] = {}
     for n in BATCHES:
@@ -185,11 +190,11 @@ def _best_batch(predictor: Predictor) -> int:
             if times[-1] > 10 * _SLOW_RUN_S:
                 break
         cost[n] = min(times) / n
-        if n == 1 and cost[1] > _SLOW_RUN_S and predictor.provider == "CPUExecutionProvider":
+        if n == 1 and cost[1] > slow_run_s and predictor.provider == "CPUExecutionProvider":
             return 1
     best = 1
     for n in BATCHES[1:]:
-        if cost[n] < _BATCH_GAIN * cost[best]:
+        if cost[n] < gain * cost[best]:
             best = n
     return best
 

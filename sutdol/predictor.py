@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -197,9 +198,19 @@ class Predictor:
 
     def interpret(self, raw: Raw, i: int, original_hw: tuple[int, int]) -> Prediction:
         """Row `i` of a batch's answer, for an image whose normalised size was `original_hw`."""
-        features = raw.features[i]
-        ood_score = float(self.ood.score(features[None])[0]) if self.ood else None
-        common = {"ood_score": ood_score, "height_px": original_hw[0], "width_px": original_hw[1], "features": features}
+        return self._interpreted(raw, i, original_hw, self._ood_scores(raw.features[i : i + 1])[0])
+
+    def interpret_all(self, raw: Raw, originals_hw: Sequence[tuple[int, int]]) -> list[Prediction]:
+        """`interpret` for every row of a batch: what is compared with the bank goes through one matrix product."""
+        ood_scores = self._ood_scores(raw.features)
+        return [self._interpreted(raw, i, hw, ood_scores[i]) for i, hw in enumerate(originals_hw)]
+
+    def _ood_scores(self, features: Float32) -> list[float | None]:
+        return [None] * len(features) if self.ood is None else [float(s) for s in self.ood.score(features)]
+
+    def _interpreted(self, raw: Raw, i: int, original_hw: tuple[int, int], ood_score: float | None) -> Prediction:
+        height, width = original_hw
+        common = {"ood_score": ood_score, "height_px": height, "width_px": width, "features": raw.features[i]}
         if self.manifest.task == "detect":
             return self._boxes(raw.scores[i], original_hw, common)
         return self._classes(raw.scores[i], common)

@@ -23,9 +23,8 @@ _COLOURS = ((74, 116, 184), (194, 106, 45), (43, 138, 107), (163, 74, 143), (138
 
 def draw(rgb: Rgb, prediction: Prediction, size_hw: tuple[int, int]) -> bytes:
     """A JPEG of at most LONGEST_PX a side; names that OpenCV's letters lack are drawn as question marks."""
-    scale = min(1.0, LONGEST_PX / max(rgb.shape[:2]))
-    shape = (max(round(rgb.shape[1] * scale), 1), max(round(rgb.shape[0] * scale), 1))
-    canvas = np.ascontiguousarray(cv2.resize(rgb, shape, interpolation=cv2.INTER_AREA) if scale < 1 else rgb.copy())
+    small = fit(rgb)
+    canvas = np.ascontiguousarray(small.copy() if small is rgb else small)
     across, down = canvas.shape[1] / size_hw[1], canvas.shape[0] / size_hw[0]
     thick = max(1, round(max(canvas.shape[:2]) / 400))
     for box in prediction.boxes:
@@ -37,6 +36,15 @@ def draw(rgb: Rgb, prediction: Prediction, size_hw: tuple[int, int]) -> bytes:
         best = prediction.classes[0]
         _write(canvas, f"{best.label} {best.confidence:.2f}", 6, 18, _COLOURS[best.index % len(_COLOURS)])
     return encode_jpeg(np.asarray(canvas, np.uint8), quality=85)
+
+
+def fit(rgb: Rgb) -> Rgb:
+    """The image at LONGEST_PX at most; itself when it is small enough."""
+    scale = min(1.0, LONGEST_PX / max(rgb.shape[:2]))
+    if scale == 1.0:
+        return rgb
+    shape = (max(round(rgb.shape[1] * scale), 1), max(round(rgb.shape[0] * scale), 1))
+    return np.asarray(cv2.resize(rgb, shape, interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def packed(drawn: list[tuple[Line, bytes]]) -> bytes:

@@ -1,8 +1,9 @@
-"""`python -m tests.benchmarks.batch`: 10,000 photos and a two-minute video through batch prediction.
+"""`python -m tests.benchmarks.batch [PHOTOS]`: 10,000 photos and a two-minute video through batch prediction.
 
 The work is done by a process of its own, as a worker does it. Beside it stand the in-process limit (`limit`, the best of its
-configurations for cls224; it knows no scores and hashes nothing), measured before and after, and the predictor itself in a bare
-loop on all cores. For the video that loop has one reader. Then the same photos once more with `kill -9` in the middle.
+configurations for cls224; it knows no scores and hashes nothing), and the predictor itself in a bare loop on all cores. The
+limit takes turns with the batch, whose process is stopped meanwhile, so that whatever else the machine does falls on both.
+For the video the bare loop has one reader. Then the same photos once more with `kill -9` in the middle.
 Targets: throughput >= .9 of the limit, memory that does not grow, every image once.
 """
 
@@ -18,7 +19,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -33,6 +34,8 @@ from tests.benchmarks import limit, models
 COUNT = 10_000
 VIDEO_S, FPS, EVERY_S = 120, 30, 0.1
 WINDOW_S = 8.0
+TURN_S = 3.0
+"""Shorter than a lease: the stopped process must find its own when it goes on."""
 WORKER = """
 from serving.jobs import HANDLERS
 from sutdol.context import open_context
@@ -73,22 +76,49 @@ def state(context: Context, run_id: str) -> runs.State:
         return runs.state(session, runs.get(session, run_id))
 
 
-def finished(context: Context, run_id: str) -> tuple[runs.State, Watched, float]:
-    """(state, process, images per second from the first finished chunk to the last)."""
+class Finished(NamedTuple):
+    """A run that was watched to its end; rates from the first finished chunk to the last, `limit` of the turns between."""
+
+    state: runs.State
+    watched: Watched
+    per_s: float
+    cpu_ms: float
+    limit_per_s: float
+    limit_cpu_ms: float
+
+
+def finished(context: Context, run_id: str, beside: limit.Limit | None = None) -> Finished:
     watched = Watched(context)
-    first: tuple[float, int] | None = None
-    while watched.process.poll() is None:
-        now = state(context, run_id)
-        if first is None and now.done:
-            first = time.perf_counter(), now.done
+    process, first, ran_s, turns = watched.process, 0, 0.0, []
+    while process.poll() is None and not (first := state(context, run_id).done):
+        time.sleep(0.05)
+    cpu = began_cpu = _cpu_s(process.pid)
+    while process.poll() is None:
+        began, turn = time.perf_counter(), time.perf_counter() + TURN_S
+        while time.perf_counter() < turn and (now := state(context, run_id)).state != "done":
+            time.sleep(0.05)
+            cpu = _cpu_s(process.pid) or cpu
+        ran_s += time.perf_counter() - began
         if now.state == "done":
-            ended = time.perf_counter()
-            watched.process.wait()
-            assert first is not None
-            return now, watched, (now.done - first[1]) / max(ended - first[0], 1e-9)
-        time.sleep(0.2)
-    done = state(context, run_id)
-    raise SystemExit(f"the worker ended early: {done.state} {done.error}")
+            process.wait()
+            done = now.done - first
+            each = [sum(t[key] for t in turns) / max(len(turns), 1) for key in ("per_s", "cpu_ms")]
+            return Finished(now, watched, done / ran_s, (cpu - began_cpu) * 1000 / done, *each)
+        if beside is not None:
+            process.send_signal(signal.SIGSTOP)
+            turns.append(beside.run(TURN_S))
+            process.send_signal(signal.SIGCONT)
+    last = state(context, run_id)
+    raise SystemExit(f"the worker ended early: {last.state} {last.error}")
+
+
+def _cpu_s(pid: int) -> float:
+    """Seconds of CPU that a process took; 0 when it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def memory(watched: Watched) -> str:
@@ -98,30 +128,32 @@ def memory(watched: Watched) -> str:
     return f"RSS {early:.0f} MB in the first third, {late:.0f} MB in the last"
 
 
-def photos(context: Context, folder: Path) -> None:
+def photos(context: Context, folder: Path, count: int) -> None:
     originals = models.photos()
-    for i in range(COUNT):
+    for i in range(count):
         path = folder / f"{i:05d}.jpg"
         if i < len(originals):
             path.write_bytes(originals[i])
         else:
             os.link(folder / f"{i % len(originals):05d}.jpg", path)
     onnx = models.onnx_of("cls224")
-    name, in_process, _ = limit.best(onnx, folder_of(originals, folder.parent), detect=False)
-    before = in_process.run(WINDOW_S)
+    name, in_process, every = limit.best(onnx, folder_of(originals, folder.parent), detect=False)
+    print("limit: " + ", ".join(f"{k} {v:.0f}" for k, v in every.items()))
     same = bare_photos(context, originals)
     run_id = start(context, folder, "folder")
-    done, watched, rate = finished(context, run_id)
+    done = finished(context, run_id, in_process)
     same = (same + bare_photos(context, originals)) / 2
-    after = in_process.run(WINDOW_S)
     in_process.close()
-    most = (before["per_s"] + after["per_s"]) / 2
-    print(f"{done.done} photos: {rate:.0f} images/s; limit ({name}) {most:.0f}; ratio {rate / most:.2f} (target .90)")
-    print(f"    the same predictor, scores and all, in a bare loop {same:.0f}; ratio {rate / same:.2f}")
-    print(f"    {memory(watched)}")
+    print(
+        f"{done.state.done} photos: {done.per_s:.0f} images/s, limit ({name}) {done.limit_per_s:.0f}: "
+        f"{done.per_s / done.limit_per_s:.2f} (target .90); CPU {done.cpu_ms:.2f} and {done.limit_cpu_ms:.2f} ms an image: "
+        f"{done.limit_cpu_ms / done.cpu_ms:.2f}"
+    )
+    print(f"    the same predictor, one image at a time, in a bare loop {same:.0f}")
+    print(f"    {memory(done.watched)}")
     run_id = start(context, folder, "folder")
     victim = Watched(context)
-    while state(context, run_id).done < COUNT // 2:
+    while state(context, run_id).done < count // 2:
         time.sleep(0.05)
     victim.process.send_signal(signal.SIGKILL)
     victim.process.wait()
@@ -137,7 +169,7 @@ def photos(context: Context, folder: Path) -> None:
     names = [line["name"] for line in lines]
     print(
         f"kill -9 after {cut}: {len(names)} results, {len(names) - len(set(names))} repeated, "
-        f"{COUNT - len(set(names))} lost (target 0 and 0)"
+        f"{count - len(set(names))} lost (target 0 and 0)"
     )
 
 
@@ -194,21 +226,22 @@ def video(context: Context, path: Path) -> None:
         return frames / (time.perf_counter() - began)
 
     before = bare()
-    done, watched, rate = finished(context, start(context, path, "video", every_s=EVERY_S))
+    done = finished(context, start(context, path, "video", every_s=EVERY_S))
     most = (before + bare()) / 2
     print(
-        f"video, {done.done} frames of {VIDEO_S} s: {rate:.0f}/s; bare loop {most:.0f}; ratio {rate / most:.2f} (target .90)"
+        f"video, {done.state.done} frames of {VIDEO_S} s: {done.per_s:.0f}/s; bare loop {most:.0f}; "
+        f"ratio {done.per_s / most:.2f} (target .90)"
     )
-    print(f"    {memory(watched)}")
+    print(f"    {memory(done.watched)}")
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        context = open_context(load(home=root / "home", lease_s=3.0, heartbeat_s=0.5))
+        context = open_context(load(home=root / "home", lease_s=9.0, heartbeat_s=0.5))
         models.bundle(context, "cls224")
         (root / "photos").mkdir()
-        photos(context, root / "photos")
+        photos(context, root / "photos", int(sys.argv[1]) if len(sys.argv) > 1 else COUNT)
         video(context, root / "film.mp4")
 
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from sqlmodel import func, select
 
@@ -21,8 +22,8 @@ from serving.batch import results, runs, work
 from serving.batch.runs import Order
 from sutdol import cli, jobs
 from sutdol.context import Context
-from sutdol.errors import ConflictError, InputError, NotFoundError
-from sutdol.images import admit
+from sutdol.errors import ConflictError, InputError, ModelError, NotFoundError
+from sutdol.images import admit, encode_png
 from sutdol.jobs import worker
 from sutdol.predictor import Predictor
 from sutdol.settings import child_environment, load
@@ -92,6 +93,27 @@ def test_a_batch_answers_every_image_as_the_server_does(context: Context, photos
         assert found[i]["predictions"][0]["name"] == expected.classes[0].label
     with context.database.read() as session:
         assert session.exec(select(func.count()).select_from(PredictionRow)).one() == 0, "not asked for"
+
+
+def test_an_image_on_which_the_model_fails_is_alone_with_it(
+    context: Context, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images go through the model together; a group that fails is run again one by one."""
+    classifier_bundle(context)
+    monkeypatch.setattr(work, "best_batch", lambda *_, **__: 8)
+    whole = Predictor.run
+
+    def fails_on_bright_ones(self: Predictor, batch: Any) -> Any:
+        if batch[:, :, 0, 0].min(axis=1).max() > 0.99:
+            raise ModelError("the model failed")
+        return whole(self, batch)
+
+    monkeypatch.setattr(Predictor, "run", fails_on_bright_ones)
+    (photos / "0031.png").write_bytes(encode_png(np.full((32, 32, 3), 255, np.uint8)))
+    run = start(context, photos)
+    done = finish(context, run)
+    assert (done.state, done.done) == ("done", COUNT)
+    assert [i for i, line in enumerate(lines(context, run)) if "error" in line] == [7, 31, 90]
 
 
 def test_all_formats_tell_the_same(context: Context, photos: Path) -> None:

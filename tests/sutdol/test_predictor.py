@@ -212,3 +212,16 @@ def test_a_batch_is_interpreted_row_by_row(context: Context) -> None:
     assert isinstance(raw, Raw)
     found = [predictor.interpret(raw, i, (32, 32)).classes[0].label for i in range(3)]
     assert found == list(tiny_models.CLASSES)
+
+
+def test_a_whole_batch_is_read_as_its_rows_are(context: Context) -> None:
+    """Batch prediction reads the answers together; nobody may get another answer for that."""
+    predictor = Predictor.open(context.store, "tiny", tiny_models.classifier_bundle(context))
+    rng = np.random.default_rng(0)
+    raw = predictor.run(np.stack([predictor.prepare(rng.integers(0, 255, (32, 32, 3), np.uint8)) for _ in range(5)]))
+    together = predictor.interpret_all(raw, [(32, 32)] * 5)
+    for i, found in enumerate(together):
+        alone = predictor.interpret(raw, i, (32, 32))
+        assert found.classes == alone.classes
+        assert found.ood_score == pytest.approx(alone.ood_score, abs=1e-4)
+    assert predictor.interpret_all(Raw(raw.scores[:0], raw.features[:0]), []) == []
