@@ -2,6 +2,7 @@
 
     POST /v1/models/{model}/copies -> job `retrain.compress` -> a version and a decision record
     POST /v1/models/{model}/versions/{version}/exports/{format} -> job `retrain.convert` -> GET the same path: a zip
+    GET  /v1/models/{model}/versions/{version}/exports -> how far each form is, and why one cannot be had
 
 The work is done by the package that trains; here it is ordered and handed out. What cannot be had is told by the job, with
 the reason, and by the GET after it.
@@ -48,6 +49,14 @@ class Ordered(msgspec.Struct):
     state: str
 
 
+class ExportInfo(msgspec.Struct):
+    """One form of one version; `state` is none, queued, running, ready, failed or cancelled, `reason` why it cannot be had."""
+
+    format: str
+    state: str
+    reason: str | None
+
+
 @dataclass
 class _CopyOperation(Operation):
     def __post_init__(self) -> None:
@@ -61,7 +70,6 @@ class _CopyOperation(Operation):
 
 def build(context: Context, keyring: Keyring, bodies: Bodies) -> Router:
     """The routes of this file."""
-    database, store = context.database, context.store
     reader, admin = needs(keyring, "predict"), needs(keyring, "admin")
 
     @post(
@@ -76,7 +84,7 @@ def build(context: Context, keyring: Keyring, bodies: Bodies) -> Router:
     async def compress(request: HttpRequest, model: str) -> Ordered:
         async with bodies.of(request, at_most=MAX_BYTES) as body:
             order = read_json(body, CopyOrder)
-        return await asyncio.to_thread(_compress, context, model, order)
+        return await asyncio.to_thread(ordered, context, model, order)
 
     @post(
         "/v1/models/{model:str}/versions/{version:int}/exports/{format:str}",
@@ -88,14 +96,18 @@ def build(context: Context, keyring: Keyring, bodies: Bodies) -> Router:
         operation_id="export_version",
     )
     def export(model: str, version: int, format: str) -> Ordered:
-        if format not in FORMATS:
-            raise unknown("export format", format, list(FORMATS))
-        with database.begin() as session:
-            if registry.get_version(session, model, version).state == "deleted":
-                raise ConflictError(f"version {version} of {model} is deleted")
-            payload = {"model": model, "version": version, "format": format}
-            job_id = jobs.send(session, "retrain.convert", payload)
-        return Ordered(str(job_id), "queued")
+        return order_export(context, model, version, format)
+
+    @get(
+        "/v1/models/{model:str}/versions/{version:int}/exports",
+        guards=[reader],
+        sync_to_thread=True,
+        summary="Every form that a version can be had in, and how far it is",
+        tags=["models"],
+        operation_id="list_exports",
+    )
+    def listed(model: str, version: int) -> list[ExportInfo]:
+        return exports(context, model, version)
 
     @get(
         "/v1/models/{model:str}/versions/{version:int}/exports/{format:str}",
@@ -106,30 +118,90 @@ def build(context: Context, keyring: Keyring, bodies: Bodies) -> Router:
         operation_id="get_export",
     )
     def fetch(model: str, version: int, format: str) -> Response[bytes]:
-        if format not in FORMATS:
-            raise unknown("export format", format, list(FORMATS))
-        with database.read() as session:
-            registry.get_version(session, model, version)
-            newest = select(Job).where(Job.kind == "retrain.convert").order_by(col(Job.created_at).desc()).limit(1000)
-            payload = {"model": model, "version": version, "format": format}
-            job = next((job for job in session.exec(newest) if job.payload == payload), None)
-        try:
-            data = store.get(f"exports/{model}/{version}/{format}.zip")
-        except NotFoundError:
-            if job is not None and job.state == "failed":
-                raise ConflictError(str(job.error)) from None
-            told = f"it is {job.state}" if job is not None else "POST here first"
-            raise NotFoundError(f"{format} of {model} version {version} is not there yet", hint=told) from None
-        headers = {
-            "content-type": "application/zip",
-            "content-disposition": f'attachment; filename="{model}-v{version}-{format}.zip"',
-        }
-        return Response(data, headers=headers)
+        return export_file(context, model, version, format)
 
-    return Router("/", route_handlers=[compress, export, fetch])
+    return Router("/", route_handlers=[compress, export, listed, fetch])
 
 
-def _compress(context: Context, model: str, order: CopyOrder) -> Ordered:
+def exports(context: Context, model: str, version: int) -> list[ExportInfo]:
+    """How far every form of a version is. Raises NotFoundError."""
+    newest = _newest_jobs(context, model, version)
+    found = []
+    for format in FORMATS:
+        job = newest.get(format)
+        made = context.store.has(_zip_key(model, version, format))
+        state = "ready" if made else job.state if job is not None and job.state != "done" else "none"
+        found.append(ExportInfo(format, state, job.error if job is not None and state == "failed" else None))
+    return found
+
+
+def order_export(context: Context, model: str, version: int, format: str) -> Ordered:
+    """Queue the job that makes one form.
+
+    Raises:
+        NotFoundError: no such version or form. ConflictError: deleted.
+    """
+    if format not in FORMATS:
+        raise unknown("export format", format, list(FORMATS))
+    with context.database.begin() as session:
+        if registry.get_version(session, model, version).state == "deleted":
+            raise ConflictError(f"version {version} of {model} is deleted")
+        job_id = jobs.send(session, "retrain.convert", {"model": model, "version": version, "format": format})
+    return Ordered(str(job_id), "queued")
+
+
+def export_file(context: Context, model: str, version: int, format: str) -> Response[bytes]:
+    """The zip of one form.
+
+    Raises:
+        NotFoundError: not made yet; says how far it is. ConflictError: it cannot be had, with the reason.
+    """
+    if format not in FORMATS:
+        raise unknown("export format", format, list(FORMATS))
+    job = _newest_jobs(context, model, version).get(format)
+    try:
+        data = context.store.get(_zip_key(model, version, format))
+    except NotFoundError:
+        if job is not None and job.state == "failed":
+            raise ConflictError(str(job.error)) from None
+        told = f"it is {job.state}" if job is not None else "POST here first"
+        raise NotFoundError(f"{format} of {model} version {version} is not there yet", hint=told) from None
+    headers = {
+        "content-type": "application/zip",
+        "content-disposition": f'attachment; filename="{model}-v{version}-{format}.zip"',
+    }
+    return Response(data, headers=headers)
+
+
+def _zip_key(model: str, version: int, format: str) -> str:
+    return f"exports/{model}/{version}/{format}.zip"
+
+
+def _newest_jobs(context: Context, model: str, version: int) -> dict[str, Job]:
+    """The last job for each form of a version that somebody asked for lately."""
+    newest = select(Job).where(Job.kind == "retrain.convert").order_by(col(Job.created_at).desc()).limit(1000)
+    found: dict[str, Job] = {}
+    with context.database.read() as session:
+        registry.get_version(session, model, version)
+        for job in session.exec(newest):
+            payload = job.payload
+            if payload["model"] == model and payload["version"] == version:
+                found.setdefault(str(payload["format"]), job)
+    return found
+
+
+def order_of(how: str, min_speed_up: str) -> CopyOrder:
+    """An order as people typed it. Raises InputError."""
+    try:
+        return CopyOrder(msgspec.convert(how, Literal["int8", "fp16"]), float(min_speed_up))
+    except (msgspec.ValidationError, ValueError):
+        raise InputError(
+            f"copy: expected int8 or fp16 and a number, found {how[:20]!r}, {min_speed_up[:20]!r}"
+        ) from None
+
+
+def ordered(context: Context, model: str, order: CopyOrder) -> Ordered:
+    """Queue a faster copy of the champion. Errors as at the top of this file."""
     if not 1 <= order.min_speed_up <= 10:
         raise InputError(f"min_speed_up: expected 1 to 10, found {order.min_speed_up}")
     with context.database.begin() as session:

@@ -106,7 +106,7 @@ def build(context: Context, keyring: Keyring, bodies: Bodies) -> Router:
     async def order(request: HttpRequest, model: str) -> Ordered:
         async with bodies.of(request, at_most=MAX_BYTES) as body:
             wanted = read_json(body, EvaluationOrder)
-        return await asyncio.to_thread(_order, context, model, wanted)
+        return await asyncio.to_thread(ordered, context, model, wanted)
 
     @get(
         "/v1/models/{model:str}/evaluations",
@@ -158,7 +158,7 @@ def build(context: Context, keyring: Keyring, bodies: Bodies) -> Router:
         headers = {"content-type": FILES[file], "content-security-policy": _SEALED}
         if file.endswith((".zip", ".jsonl")):
             headers["content-disposition"] = f'attachment; filename="{file}"'
-        return Response(_file(context, evaluation_id, file), headers=headers)
+        return Response(evaluation_file(context, evaluation_id, file), headers=headers)
 
     @get(
         "/v1/evaluations/{evaluation_id:str}/items",
@@ -181,7 +181,7 @@ def build(context: Context, keyring: Keyring, bodies: Bodies) -> Router:
             raise InputError(f"order {order!r}: expected item, confidence or -confidence")
         rows = [
             row
-            for row in msgspec.json.Decoder().decode_lines(_file(context, evaluation_id, "items.jsonl"))
+            for row in msgspec.json.Decoder().decode_lines(evaluation_file(context, evaluation_id, "items.jsonl"))
             if (correct is None or row["correct"] == correct)
             and (truth is None or truth in row["truth"])
             and (predicted is None or predicted in row["predicted"])
@@ -193,7 +193,8 @@ def build(context: Context, keyring: Keyring, bodies: Bodies) -> Router:
     return Router("/", route_handlers=[order, listed, one, file_of, items])
 
 
-def _order(context: Context, model: str, wanted: EvaluationOrder) -> Ordered:
+def ordered(context: Context, model: str, wanted: EvaluationOrder) -> Ordered:
+    """Queue an evaluation. Errors as at the top of this file."""
     if wanted.split not in SPLITS:
         raise InputError(f"split {wanted.split!r}: expected one of {', '.join(SPLITS)}")
     with context.database.begin() as session:
@@ -209,7 +210,8 @@ def _order(context: Context, model: str, wanted: EvaluationOrder) -> Ordered:
     return Ordered(str(job_id))
 
 
-def _file(context: Context, evaluation_id: str, file: str) -> bytes:
+def evaluation_file(context: Context, evaluation_id: str, file: str) -> bytes:
+    """A file of a report. Raises NotFoundError."""
     with context.database.read() as session:
         row = session.get(Evaluation, evaluation_id)
     if row is None:

@@ -130,8 +130,14 @@ def build(
         tags=["models"],
         operation_id="list_versions",
     )
-    def list_versions(model: str) -> list[VersionInfo]:
-        return reads.versions(database, model)
+    def list_versions(
+        model: str,
+        before: Annotated[
+            int | None, Parameter(description="Only smaller numbers: the last of the page before.")
+        ] = None,
+        limit: Annotated[int, Parameter(ge=1, le=1000)] = 1000,
+    ) -> list[VersionInfo]:
+        return reads.versions(database, model, before=before, limit=limit)
 
     @post(
         "/v1/models/{model:str}/versions/{version:str}",

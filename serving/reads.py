@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 from sqlalchemy import and_, func
+from sqlalchemy.orm import aliased
 from sqlmodel import col, select
 
 from sutdol import registry
@@ -50,7 +51,7 @@ class ModelInfo(msgspec.Struct):
 
 
 class VersionInfo(msgspec.Struct):
-    """One version; `state` is candidate, ready or refused."""
+    """One version; `state` is candidate, ready, refused or deleted."""
 
     version: int
     name: str
@@ -179,30 +180,31 @@ def model(database: Database, serving: Serving, slug: str) -> ModelInfo:
     return _model_info(row, aliases, serving)
 
 
-def versions(database: Database, slug: str) -> list[VersionInfo]:
-    """The versions of a model, newest first, without the deleted ones. Raises NotFoundError."""
+def versions(
+    database: Database, slug: str, *, before: int | None = None, limit: int | None = None
+) -> list[VersionInfo]:
+    """The versions of a model, newest first, without the deleted ones. Raises NotFoundError.
+
+    Args:
+        before: only those with a smaller number: the last one of the page before.
+    """
+    query = select(ModelVersion).where(ModelVersion.model == slug, ModelVersion.state != "deleted")
+    query = query.order_by(col(ModelVersion.version).desc()).limit(limit)
+    if before is not None:
+        query = query.where(ModelVersion.version < before)
     with database.read() as session:
         registry.get_model(session, slug)
-        rows = session.exec(
-            select(ModelVersion).where(ModelVersion.model == slug).order_by(col(ModelVersion.version).desc())
-        ).all()
+        rows = session.exec(query).all()
         aliases = session.exec(select(Alias).where(Alias.model == slug)).all()
-    return [
-        VersionInfo(
-            row.version,
-            row.name,
-            row.state,
-            sorted(a.name for a in aliases if a.version == row.version),
-            row.sha256,
-            row.size_bytes,
-            row.metrics,
-            row.parent_version,
-            row.created_at,
-            row.tags or {},
-        )
-        for row in rows
-        if row.state != "deleted"
-    ]
+    return [_version_info(row, aliases) for row in rows]
+
+
+def version(database: Database, slug: str, number: int) -> VersionInfo:
+    """One version, a deleted one too. Raises NotFoundError."""
+    with database.read() as session:
+        row = registry.get_version(session, slug, number)
+        aliases = session.exec(select(Alias).where(Alias.model == slug)).all()
+    return _version_info(row, aliases)
 
 
 def label_tasks(database: Database) -> list[TaskCount]:
@@ -227,17 +229,54 @@ def events(
     return [EventInfo(e.id, e.at, e.kind, e.model, e.text, e.data) for e in rows]
 
 
-def decisions(database: Database, *, model: str | None = None, limit: int = 50) -> list[DecisionInfo]:
-    """Gates, promotions and rollbacks, newest first."""
-    query = select(Decision).order_by(col(Decision.at).desc()).limit(limit)
+def decisions(
+    database: Database,
+    *,
+    model: str | None = None,
+    candidate: int | None = None,
+    kind: str | None = None,
+    before: str | None = None,
+    limit: int = 50,
+) -> list[DecisionInfo]:
+    """Gates, promotions, rollbacks and trials, newest first; `before` is the last id of the page before."""
+    query = select(Decision).order_by(col(Decision.id).desc()).limit(limit)
+    if model is not None:
+        query = query.where(Decision.model == model)
+    if candidate is not None:
+        query = query.where(Decision.candidate == candidate)
+    if kind is not None:
+        query = query.where(Decision.kind == kind)
+    if before is not None:
+        query = query.where(Decision.id < before)
+    with database.read() as session:
+        return [told(row) for row in session.exec(query)]
+
+
+def waiting(database: Database, *, model: str | None = None) -> list[DecisionInfo]:
+    """Gates that passed and that no person has answered yet, newest first."""
+    moved = aliased(Decision)
+    answered = select(moved.id).where(
+        col(moved.model) == Decision.model, col(moved.candidate) == Decision.candidate, col(moved.kind) == "promote"
+    )
+    query = (
+        select(Decision)
+        .join(
+            ModelVersion,
+            and_(ModelVersion.model == Decision.model, ModelVersion.version == Decision.candidate),  # type: ignore[arg-type]
+        )
+        .where(Decision.kind == "gate", Decision.verdict == "approve", ModelVersion.state == "ready")
+        .where(~answered.exists())
+        .order_by(col(Decision.id).desc())
+    )
     if model is not None:
         query = query.where(Decision.model == model)
     with database.read() as session:
-        rows = session.exec(query).all()
-    return [
-        DecisionInfo(d.id, d.at, d.model, d.kind, d.verdict, d.candidate, d.champion, d.text, d.record, d.who)
-        for d in rows
-    ]
+        return [told(row) for row in session.exec(query)]
+
+
+def told(row: Decision) -> DecisionInfo:
+    """A decision as others see it."""
+    return DecisionInfo(**{name: getattr(row, name) for name in DecisionInfo.__struct_fields__})
 
 
 def predictions(
@@ -344,6 +383,21 @@ def sample(context: Context, sample_id: str) -> Kept | None:
     with context.database.read() as session:
         row = session.get(Sample, sample_id)
     return Kept(context.store.get(f"samples/{sample_id}"), row.media_type) if row else None
+
+
+def _version_info(row: ModelVersion, aliases: Any) -> VersionInfo:
+    return VersionInfo(
+        row.version,
+        row.name,
+        row.state,
+        sorted(a.name for a in aliases if a.version == row.version),
+        row.sha256,
+        row.size_bytes,
+        row.metrics,
+        row.parent_version,
+        row.created_at,
+        row.tags or {},
+    )
 
 
 def _model_info(row: Model, aliases: Any, serving: dict[str, dict[str, Any]]) -> ModelInfo:

@@ -59,26 +59,24 @@ def build(context: Context, slots: Slots, keyring: Keyring) -> Router:
 
     @get(path, guards=[reader], sync_to_thread=True, summary="The challenger on trial", tags=["models"])
     def show(model: str) -> RolloutInfo:
-        return _info(context, slots, model)
+        return shown(context, slots, model)
 
     @put(path, guards=[admin], summary="Try a challenger on a share of the traffic", tags=["models"])
     async def begin(request: HttpRequest, model: str) -> RolloutInfo:
         async with bodies.of(request) as raw:
             wanted = read_json(raw, RolloutBody)
-        await asyncio.to_thread(_begin, context, model, wanted, f"key {request.state.key_id}")
-        return await asyncio.to_thread(_info, context, slots, model)
+        await asyncio.to_thread(started, context, model, wanted, who=f"key {request.state.key_id}")
+        return await asyncio.to_thread(shown, context, slots, model)
 
     @delete(path, guards=[admin], sync_to_thread=True, summary="Take the challenger away", tags=["models"])
     def stop(request: HttpRequest, model: str) -> None:
-        with context.database.begin() as session:
-            registry.get_model(session, model)
-            if rollouts.end(session, model, who=f"key {request.state.key_id}", text="ended by hand") is None:
-                raise NotFoundError(f"{model} has no challenger on trial")
+        ended(context, model, who=f"key {request.state.key_id}")
 
     return Router("/", route_handlers=[show, begin, stop])
 
 
-def _begin(context: Context, model: str, wanted: RolloutBody, who: str) -> None:
+def started(context: Context, model: str, wanted: RolloutBody, *, who: str) -> None:
+    """Put a challenger on trial; every replica follows. Errors as at the top of this file."""
     with context.database.begin() as session:
         rollouts.start(
             session,
@@ -91,7 +89,16 @@ def _begin(context: Context, model: str, wanted: RolloutBody, who: str) -> None:
         )
 
 
-def _info(context: Context, slots: Slots, model: str) -> RolloutInfo:
+def ended(context: Context, model: str, *, who: str) -> None:
+    """Take the challenger away. Raises NotFoundError when there is none."""
+    with context.database.begin() as session:
+        registry.get_model(session, model)
+        if rollouts.end(session, model, who=who, text="ended by hand") is None:
+            raise NotFoundError(f"{model} has no challenger on trial")
+
+
+def shown(context: Context, slots: Slots, model: str) -> RolloutInfo:
+    """The trial as it stands. Raises NotFoundError when there is none."""
     with context.database.read() as session:
         registry.get_model(session, model)
         row = session.get(Rollout, model)

@@ -1,4 +1,4 @@
-"""Routes for what people do to versions: look at one and where it comes from, rename, tag, delete, name an alias.
+"""Routes for what people do to versions: look at one and where it comes from, rename, tag, reject, delete, name an alias.
 
 Every change leaves an event that says which key did it. Deleting asks twice: the first request is refused with what would be
 lost and a token, the second one brings the token.
@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import msgspec
-from litestar import Request, Router, delete, get, patch, put
+from litestar import Request, Router, delete, get, patch, post, put
 from litestar.openapi.spec import Operation, Schema
 from litestar.openapi.spec.enums import OpenAPIType
 from litestar.params import Parameter
 
-from serving import schemas
+from serving import reads, schemas
 from serving.auth import Keyring, needs
 from serving.bodies import Bodies, read_json
 from sutdol import registry, versions
@@ -67,7 +67,7 @@ class _AliasOperation(Operation):
 
 def build(context: Context, keyring: Keyring, bodies: Bodies) -> Router:
     """The routes of this file."""
-    database, store, lease_s = context.database, context.store, context.settings.lease_s
+    database = context.database
     reader, admin = needs(keyring, "predict"), needs(keyring, "admin")
 
     @get(
@@ -120,10 +120,44 @@ def build(context: Context, keyring: Keyring, bodies: Bodies) -> Router:
         version: int,
         confirm: Annotated[str, Parameter(description="The token out of the first answer.")] = "",
     ) -> versions.Deletion:
+        return deleted(context, model, version, confirm=confirm, who=_who(request))
+
+    @post(
+        "/v1/models/{model:str}/versions/{version:int}/rejection",
+        guards=[admin],
+        sync_to_thread=True,
+        status_code=200,
+        summary="Say no to a version that waits for approval",
+        description="It becomes `refused` and can no longer be promoted. Approving is promoting.",
+        tags=["models"],
+        operation_id="reject_version",
+    )
+    def reject_version(
+        request: HttpRequest,
+        model: str,
+        version: int,
+        reason: Annotated[str, Parameter(description="Why, for the record.")] = "",
+    ) -> reads.DecisionInfo:
         with database.begin() as session:
-            plan = versions.delete(session, store, model, version, confirm=confirm, who=_who(request), lease_s=lease_s)
-        versions.remove_files(store, plan)
-        return plan
+            return reads.told(versions.reject(session, model, version, reason=reason, who=_who(request)))
+
+    @get(
+        "/v1/decisions",
+        guards=[reader],
+        sync_to_thread=True,
+        summary="Gates, promotions, rollbacks and trials, newest first",
+        tags=["models"],
+        operation_id="list_decisions",
+    )
+    def list_decisions(
+        model: str | None = None,
+        waiting: Annotated[bool, Parameter(description="Only those that wait for a person.")] = False,
+        before: Annotated[str | None, Parameter(description="Id of the last decision of the page before.")] = None,
+        limit: Annotated[int, Parameter(ge=1, le=1000)] = 100,
+    ) -> list[reads.DecisionInfo]:
+        if waiting:
+            return reads.waiting(database, model=model)[:limit]
+        return reads.decisions(database, model=model, before=before, limit=limit)
 
     @put(
         "/v1/models/{model:str}/aliases/{alias:str}",
@@ -160,7 +194,17 @@ def build(context: Context, keyring: Keyring, bodies: Bodies) -> Router:
             versions.point(session, model, alias, None, who=_who(request))
         return AliasInfo(model, alias, None)
 
-    return Router("/", route_handlers=[get_version, change_version, delete_version, set_alias, remove_alias])
+    handlers = [get_version, change_version, delete_version, reject_version, list_decisions, set_alias, remove_alias]
+    return Router("/", route_handlers=handlers)
+
+
+def deleted(context: Context, model: str, version: int, *, confirm: str, who: str) -> versions.Deletion:
+    """Delete a version and then its files. Errors as `versions.delete`."""
+    store, lease_s = context.store, context.settings.lease_s
+    with context.database.begin() as session:
+        plan = versions.delete(session, store, model, version, confirm=confirm, who=who, lease_s=lease_s)
+    versions.remove_files(store, plan)
+    return plan
 
 
 def _who(request: HttpRequest) -> str:

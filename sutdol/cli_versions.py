@@ -1,4 +1,4 @@
-"""Commands about versions: adopt, rename, tag, alias, delete, lineage. Added to the command line by `add_to`."""
+"""Commands about versions: adopt, rename, tag, reject, alias, delete, lineage. Added to the command line by `add_to`."""
 
 from __future__ import annotations
 
@@ -104,6 +104,18 @@ def add_to(app: App, open_home: Callable[[Path | None], Context], console: Conso
                     raise InputError(f"tag {item!r}: expected KEY=VALUE, or KEY= to remove it")
                 kept = versions.tag(session, model, version, key, value or None, who=WHO)
         console.print(f"{model} version {version}: {kept or 'no tags'}", highlight=False)
+
+    @app.command
+    def reject(model: str, version: int, *, reason: str = "", home: Home = None) -> None:
+        """Say no to a version that passed the gate and waits for approval; it can never be promoted.
+
+        Example: sutdol reject digits 4 --reason "labels of line 2 are wrong"
+        """
+        from sutdol import versions
+
+        with open_home(home).database.begin() as session:
+            decision = versions.reject(session, model, version, reason=reason, who=WHO)
+        console.print(f"{model} version {version}: {decision.text}", highlight=False)
 
     @app.command
     def alias(model: str, name: str, version: int | None = None, *, home: Home = None) -> None:

@@ -1,6 +1,7 @@
 """What people do to versions beside promoting them: rename, tag, point an alias, delete, and ask where one comes from.
 
     rename | tag | point -> the row changed + an event that says who changed what (the audit trail)
+    reject -> a version that passed the gate will not be put to work: `refused`, with a decision record
     plan_deletion -> what would be lost and a token -> delete(token) -> files gone, the row stays as `deleted`
 
 A version is never deleted while something stands on it: an alias, a version behind an alias that was made from it, a
@@ -145,6 +146,32 @@ def point(session: Session, model: str, name: str, version: int | None, *, who: 
     registry.set_alias(session, model, name, version)
     text = f"{model}: alias {name} " + ("removed" if version is None else f"points at version {version}")
     tell(session, "alias.changed", text, model=model, alias=name, old=old, new=version, who=who)
+
+
+def reject(session: Session, model: str, version: int, *, who: str, reason: str = "") -> Decision:
+    """A person says no to a version that the gate let pass: it becomes `refused` and can no longer be promoted.
+
+    Raises:
+        ConflictError: it is not `ready`, or an alias means it. InputError: a reason of more than 1000 characters.
+    """
+    row = _living(session, model, version)
+    session.refresh(row, with_for_update=True)  # a promotion at the same moment waits, or we see it
+    reason = reason.strip()
+    if len(reason) > 1000:
+        raise InputError(f"reason: expected at most 1000 characters, found {len(reason)}")
+    names = session.exec(select(Alias.name).where(Alias.model == model, Alias.version == version)).all()
+    if row.state != "ready" or names:
+        state = f"the {names[0]}" if names else row.state
+        raise ConflictError(f"version {version} of {model} is {state}: only a waiting version can be rejected")
+    row.state = "refused"
+    text = "rejected by hand" + (f": {reason}" if reason else "")
+    champion = registry.alias(session, model, "champion")
+    decision = Decision(
+        model=model, kind="gate", verdict="refuse", candidate=version, champion=champion, text=text, record={}, who=who
+    )
+    session.add_all([row, decision])
+    tell(session, "gate.rejected", f"{model} version {version}: {text}", model=model, version=version, who=who)
+    return decision
 
 
 def plan_deletion(session: Session, store: Store, model: str, version: int, *, lease_s: float) -> Deletion:

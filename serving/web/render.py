@@ -7,6 +7,7 @@ Templates get `_` (the words), the filters of `text`, `visitor`, and `here` (the
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,38 @@ SECTIONS = (
     ("/console/try", "Try it"),
     ("/console/settings", "Settings"),
 )
+
+
+@dataclass(frozen=True)
+class Field:
+    """One input of a question; with `options` (value -> what people read) it is a choice."""
+
+    name: str
+    label: str
+    value: str = ""
+    options: dict[str, str] | None = None
+    hint: str = ""
+    required: bool = False
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked before something is done, already in the reader's language.
+
+    Attributes:
+        facts: what it will do, a sentence each; record: a text that stands as it is (the gate's).
+        action: where the form goes; back: where "Leave it" goes; danger: it cannot be undone.
+    """
+
+    title: str
+    facts: list[str]
+    action: str
+    label: str
+    back: str
+    record: str | None = None
+    danger: bool = False
+    fields: list[Field] = field(default_factory=list)
+    hidden: dict[str, str] = field(default_factory=dict)
 
 
 def environment() -> Environment:
@@ -68,11 +101,19 @@ class Pages:
         **values: Any,
     ) -> Response[str]:
         """The page `template` with `values`; `visitor` is None on the log-in page alone."""
-        words = text.words(text.language_of(request))
+        words = self.words(request)
         html = self._environment.get_template(template).render(
             _=words, visitor=visitor, here=_section(request.url.path), path=request.url.path, **values
         )
         return Response(html, media_type="text/html", status_code=status, headers=HEADERS | (headers or {}))
+
+    def words(self, request: Request[Any, Any, Any]) -> text.Words:
+        """The reader's words, for pages that put sentences together."""
+        return text.words(text.language_of(request))
+
+    def ask(self, request: Request[Any, Any, Any], visitor: Visitor, question: Question) -> Response[str]:
+        """The page on which something is confirmed."""
+        return self.show(request, "confirm.html", visitor=visitor, question=question)
 
 
 def go(to: str, *cookies: Cookie) -> Response[Any]:

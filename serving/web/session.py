@@ -45,6 +45,11 @@ class Visitor:
     scopes: tuple[str, ...]
     csrf: str
 
+    @property
+    def who(self) -> str:
+        """How records name this visitor."""
+        return f"key {self.key_id}"
+
     def may(self, scope: str) -> bool:
         """Whether this key has `scope`; admin includes the others."""
         return scope in self.scopes or "admin" in self.scopes

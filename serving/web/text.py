@@ -14,6 +14,7 @@ from functools import cache
 from litestar.connection import ASGIConnection
 
 from serving.web.assets import DOMAIN, LOCALE
+from sutdol.errors import InputError
 
 LANGUAGES = {"en": "English", "ko": "한국어"}
 COOKIE = "sutdol_language"
@@ -111,3 +112,21 @@ def moment(at: float) -> str:
     '1970-01-01 00:00:00'
     """
     return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(at))
+
+
+def share_of(typed: str, name: str) -> float:
+    """Percent as people type them, as a share.
+
+    Raises:
+        InputError: not a number from 0 to 100.
+
+    >>> share_of("12,5 %", "share")
+    0.125
+    """
+    try:
+        value = float(typed.strip().removesuffix("%").replace(",", "."))
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 100:
+        raise InputError(f"{name}: expected percent from 0 to 100, found {typed[:20]!r}")
+    return value / 100

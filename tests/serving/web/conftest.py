@@ -9,7 +9,9 @@ import pytest
 from shared_server import Served
 from visits import Visit
 
+from sutdol import rollouts
 from sutdol.tables import RunCandidate, RunProgress, TrainingRun
+from tests.tiny_models import classifier_bundle
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -25,6 +27,15 @@ def _run(served: Served) -> None:
         for epoch in (1, 2):
             metrics = {"train/loss": 1 / epoch, "val/loss": 1.0 * epoch, "val/accuracy": 0.5 + epoch / 10}
             session.add(RunProgress(run_id="a-run", candidate=1, attempt=1, epoch=epoch, metrics=metrics))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _trial(served: Served) -> None:
+    """A model `on-trial`: version 1 is the champion, 2 the challenger, 3 stands by."""
+    for promote in (True, False, False):
+        classifier_bundle(served.context, "on-trial", promote=promote)
+    with served.context.database.begin() as session:
+        rollouts.start(session, "on-trial", 2, mode="shadow", share=0.5, max_disagreement=0.0, who="test")
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from babel.messages.pofile import read_po
 
 from serving.web import assets
 from serving.web.pages.labels import STATES
+from serving.web.pages.versions import CHANGES
 from serving.web.render import SECTIONS
 
 WEB = Path(assets.__file__).parent
@@ -20,7 +21,8 @@ DYNAMIC = [
     *("valid", "expired", "revoked", "candidate", "refused"),
     *("fast", "balanced", "accurate", "Loss", "On the val split"),
     *("preparing", "waiting", "training", "exporting", "evaluating", "deciding", "done", "failed", "cancelled"),
-    *("chosen", "finished", "eliminated"),
+    *("chosen", "finished", "eliminated", "queued", "running", "deleted", "shadow", "canary"),
+    *CHANGES.values(),
     *("%(n)d s ago", "%(n)d min ago", "%(n)d h ago"),
 ]
 """Texts that templates translate by variable."""
