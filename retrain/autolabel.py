@@ -83,7 +83,7 @@ def _label(running: Running, model: Model, target: float, limit: int) -> dict[st
     with context.database.read() as session:
         version = registry.alias(session, model.slug, "champion")
         state = session.get(DriftState, model.slug)
-        why = _paused(version, state)
+        why = _paused(session, model.slug, version, state)
         if version is None or state is None or why:
             return report | {"refused": why, "paused": True}
         since = state.last_alarm_at or 0.0
@@ -101,7 +101,7 @@ def _label(running: Running, model: Model, target: float, limit: int) -> dict[st
     report |= {"threshold": rule.threshold, "coverage": rule.coverage, "errors": rule.errors, "above": rule.labels}
     with running.commit() as session:
         state = session.get(DriftState, model.slug)
-        if why := _paused(registry.alias(session, model.slug, "champion"), state):
+        if why := _paused(session, model.slug, registry.alias(session, model.slug, "champion"), state):
             return report | {"refused": why, "paused": True}
         found = _candidates(session, model, version, since, rule.threshold, predictor.manifest.unfamiliar_at)[:limit]
         for sample_id, answer in found:
@@ -126,7 +126,9 @@ def thinned(sample_id: str, probability: float, sure: float) -> bool:
     return uniform("auto-label", sample_id) * probability < sure
 
 
-def _paused(version: int | None, state: DriftState | None) -> str:
+def _paused(session: Session, slug: str, version: int | None, state: DriftState | None) -> str:
+    if registry.get_model(session, slug).auto_labels_held:
+        return "people have paused it"
     if version is None:
         return "no version is at work"
     if state is None or state.version != version or (not state.alarm and state.reference is None):

@@ -32,6 +32,7 @@ from serving import (
     operations,
     predict,
     problems,
+    samples,
     trials,
     watching,
 )
@@ -138,6 +139,7 @@ def create_app(context: Context, routers: list[Router] | None = None) -> Front:
             trials.build(context, slots, keyring),
             *management.routers(context, keyring, bodies),
             learning.build(context, keyring),
+            samples.build(context, keyring),
             inference_protocol.build(
                 slots, engine, keyring, bodies, ready=partial(operations.in_the_way, slots, follower, engine, log)
             ),

@@ -1,9 +1,10 @@
 """Routes about evaluations: ask for one, list them, read the report, look at what was right and wrong.
 
     POST /v1/models/{model}/evaluations -> a job on the queue `batch` -> files in the store -> these routes hand them out
+    ordered | listed | state | report | items -> the handlers here, and the console
 
 The files are made by the package that trains (see `retrain.reports`); here they are only read. Pages are sent with a policy
-that lets them load nothing.
+that lets them load nothing. Of the items a page is decoded whole, the others only as far as the filters look.
 
 Errors: NotFoundError (no such evaluation, or its report is not ready), InputError, ConflictError.
 """
@@ -25,6 +26,7 @@ from serving.auth import Keyring, needs
 from serving.bodies import Bodies, read_json
 from sutdol import jobs, registry
 from sutdol.context import Context
+from sutdol.db import Database
 from sutdol.errors import ConflictError, InputError, NotFoundError, unknown
 from sutdol.tables import DatasetVersion, Evaluation, Job
 
@@ -64,6 +66,8 @@ class EvaluationInfo(msgspec.Struct):
     version: int
     against: int | None
     dataset_version_id: str
+    dataset_version: int | None
+    """Its number; null when it is gone."""
     split: str
     metrics: dict[str, Any]
     report: bool
@@ -78,6 +82,28 @@ class EvaluationState(msgspec.Struct):
     progress: dict[str, Any] | None
     error: str | None
     info: EvaluationInfo | None
+
+
+class Wanted(msgspec.Struct, frozen=True):
+    """Which items of an evaluation, and in which order; see the route `list_evaluation_items`."""
+
+    correct: bool | None = None
+    truth: str | None = None
+    predicted: str | None = None
+    cell: bool = False
+    order: str = "item"
+    offset: int = 0
+    limit: int = 100
+
+
+class _Row(msgspec.Struct):
+    """What the filters look at."""
+
+    correct: bool
+    truth: list[str]
+    predicted: list[str]
+    confidence: float
+    pairs: list[tuple[str, str]] = []
 
 
 @dataclass
@@ -116,15 +142,10 @@ def build(context: Context, keyring: Keyring, bodies: Bodies) -> Router:
         tags=["evaluations"],
         operation_id="list_evaluations",
     )
-    def listed(
+    def list_evaluations(
         model: str, version: int | None = None, limit: Annotated[int, Parameter(ge=1, le=1000)] = 100
     ) -> list[EvaluationInfo]:
-        query = select(Evaluation).where(Evaluation.model == model).order_by(col(Evaluation.at).desc()).limit(limit)
-        if version is not None:
-            query = query.where(Evaluation.version == version)
-        with database.read() as session:
-            registry.get_model(session, model)
-            return [_info(row) for row in session.exec(query)]
+        return listed(database, model, version=version, limit=limit)
 
     @get(
         "/v1/evaluations/{evaluation_id:str}",
@@ -134,15 +155,8 @@ def build(context: Context, keyring: Keyring, bodies: Bodies) -> Router:
         tags=["evaluations"],
         operation_id="get_evaluation",
     )
-    def one(evaluation_id: str) -> EvaluationState:
-        with database.read() as session:
-            row = session.get(Evaluation, evaluation_id)
-            job = session.get(Job, evaluation_id)
-        if row is not None:
-            return EvaluationState(row.id, "done", None, None, _info(row))
-        if job is None or job.kind != "retrain.evaluate":
-            raise unknown("evaluation", evaluation_id, [])
-        return EvaluationState(job.id, job.state, job.progress, job.error, None)
+    def get_evaluation(evaluation_id: str) -> EvaluationState:
+        return state(database, evaluation_id)
 
     @get(
         "/v1/evaluations/{evaluation_id:str}/{file:str}",
@@ -168,33 +182,102 @@ def build(context: Context, keyring: Keyring, bodies: Bodies) -> Router:
         tags=["evaluations"],
         operation_id="list_evaluation_items",
     )
-    def items(
+    def list_items(
         evaluation_id: str,
         correct: bool | None = None,
         truth: Annotated[str | None, Parameter(description="Only items with this class in truth.")] = None,
         predicted: Annotated[str | None, Parameter(description="Only items answered with this class.")] = None,
+        cell: Annotated[
+            bool,
+            Parameter(
+                description="Truth and answer are the two sides of one object: a cell of the confusion matrix. "
+                "An empty text is the background: nothing there, or missed."
+            ),
+        ] = False,
         order: Annotated[str, Parameter(description="`confidence`, `-confidence` or `item`.")] = "item",
         offset: Annotated[int, Parameter(ge=0)] = 0,
         limit: Annotated[int, Parameter(ge=1, le=1000)] = 100,
     ) -> dict[str, Any]:
-        if order not in ("item", "confidence", "-confidence"):
-            raise InputError(f"order {order!r}: expected item, confidence or -confidence")
-        rows = [
-            row
-            for row in msgspec.json.Decoder().decode_lines(evaluation_file(context, evaluation_id, "items.jsonl"))
-            if (correct is None or row["correct"] == correct)
-            and (truth is None or truth in row["truth"])
-            and (predicted is None or predicted in row["predicted"])
-        ]
-        if order != "item":
-            rows.sort(key=lambda row: row["confidence"], reverse=order[0] == "-")
-        return {"count": len(rows), "items": rows[offset : offset + limit]}
+        wanted = Wanted(correct, truth, predicted, cell, order, offset, limit)
+        count, rows = items(context, evaluation_id, wanted)
+        return {"count": count, "items": rows}
 
-    return Router("/", route_handlers=[order, listed, one, file_of, items])
+    return Router("/", route_handlers=[order, list_evaluations, get_evaluation, file_of, list_items])
+
+
+def listed(
+    database: Database, model: str | None = None, *, version: int | None = None, limit: int = 100
+) -> list[EvaluationInfo]:
+    """The evaluations of a model, or of all, newest first. Raises NotFoundError for an unknown model."""
+    query = select(Evaluation, DatasetVersion.number).join(
+        DatasetVersion, col(DatasetVersion.id) == col(Evaluation.dataset_version_id), isouter=True
+    )
+    if model is not None:
+        query = query.where(Evaluation.model == model)
+    if version is not None:
+        query = query.where(Evaluation.version == version)
+    with database.read() as session:
+        if model is not None:
+            registry.get_model(session, model)
+        rows = session.exec(query.order_by(col(Evaluation.at).desc()).limit(limit)).all()
+    return [_info(row, number) for row, number in rows]
+
+
+def state(database: Database, evaluation_id: str) -> EvaluationState:
+    """One evaluation, or how far its job is. Raises NotFoundError."""
+    with database.read() as session:
+        row = session.get(Evaluation, evaluation_id)
+        data = session.get(DatasetVersion, row.dataset_version_id) if row is not None else None
+        job = session.get(Job, evaluation_id)
+    if row is not None:
+        return EvaluationState(row.id, "done", None, None, _info(row, data.number if data else None))
+    if job is None or job.kind != "retrain.evaluate":
+        raise unknown("evaluation", evaluation_id, [])
+    return EvaluationState(job.id, job.state, job.progress, job.error, None)
+
+
+def report(context: Context, evaluation_id: str) -> dict[str, Any]:
+    """report.json: {"title", "made_at", "analysis", and "against", "comparison" where there are two}.
+
+    Raises:
+        NotFoundError: no such evaluation, or it has no report.
+    """
+    found: dict[str, Any] = msgspec.json.decode(evaluation_file(context, evaluation_id, "report.json"))
+    return found
+
+
+def items(context: Context, evaluation_id: str, wanted: Wanted) -> tuple[int, list[dict[str, Any]]]:
+    """(how many items fit, those of the page as dictionaries of `retrain.metrics.Outcome`).
+
+    Raises:
+        NotFoundError: as `report`. InputError: an unknown order.
+    """
+    if wanted.order not in ("item", "confidence", "-confidence"):
+        raise InputError(f"order {wanted.order!r}: expected item, confidence or -confidence")
+    decoder = msgspec.json.Decoder(_Row)
+    found = []
+    for line in evaluation_file(context, evaluation_id, "items.jsonl").splitlines():
+        row = decoder.decode(line)
+        if _fits(row, wanted):
+            found.append((row.confidence, line))
+    if wanted.order != "item":
+        found.sort(key=lambda pair: pair[0], reverse=wanted.order[0] == "-")
+    page = found[wanted.offset : wanted.offset + wanted.limit]
+    return len(found), [msgspec.json.decode(line) for _, line in page]
+
+
+def _fits(row: _Row, wanted: Wanted) -> bool:
+    if wanted.correct is not None and row.correct != wanted.correct:
+        return False
+    if wanted.cell:
+        pairs = row.pairs or list(zip(row.truth, row.predicted, strict=False))
+        return any(wanted.truth in (None, t) and wanted.predicted in (None, p) for t, p in pairs)
+    fits_truth = wanted.truth is None or wanted.truth in row.truth
+    return fits_truth and (wanted.predicted is None or wanted.predicted in row.predicted)
 
 
 def ordered(context: Context, model: str, wanted: EvaluationOrder) -> Ordered:
-    """Queue an evaluation. Errors as at the top of this file."""
+    """Queue an evaluation. Raises NotFoundError, InputError, ConflictError (a deleted version)."""
     if wanted.split not in SPLITS:
         raise InputError(f"split {wanted.split!r}: expected one of {', '.join(SPLITS)}")
     with context.database.begin() as session:
@@ -222,13 +305,14 @@ def evaluation_file(context: Context, evaluation_id: str, file: str) -> bytes:
         raise NotFoundError(f"evaluation {evaluation_id} has no {file}") from None
 
 
-def _info(row: Evaluation) -> EvaluationInfo:
+def _info(row: Evaluation, number: int | None) -> EvaluationInfo:
     return EvaluationInfo(
         row.id,
         row.model,
         row.version,
         row.against,
         row.dataset_version_id,
+        number,
         row.split,
         row.metrics,
         row.report,

@@ -10,15 +10,16 @@ Errors: NotFoundError for an unknown model; InputError for a window that is not 
 from __future__ import annotations
 
 import threading
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import structlog
-from litestar import Router, get, post
+from litestar import Request, Router, get, post
 from litestar.params import Parameter
 from prometheus_client import Gauge
 from sqlalchemy.exc import SQLAlchemyError
 
+from serving import schemas
 from serving.auth import Keyring, needs
 from serving.metrics import Metrics
 from sutdol.context import Context
@@ -27,6 +28,7 @@ from sutdol.monitor import guarantee, report
 from sutdol.monitor.report import Accuracy, AutoLabels, Drift, Share
 
 GAUGES_S = 5.0
+HttpRequest = Request[Any, Any, Any]
 
 
 class Sent(msgspec.Struct):
@@ -94,7 +96,22 @@ def build(context: Context, keyring: Keyring) -> Router:
         with database.begin() as session:
             return Sent(guarantee.request(session, model, target=error, limit=limit))
 
-    return Router("/", route_handlers=[accuracy, drift, auto_labels, make_auto_labels])
+    @post(
+        ["/v1/models/{model:str}/auto-labels/pause", "/v1/models/{model:str}/auto-labels/resume"],
+        guards=[needs(keyring, "admin")],
+        sync_to_thread=True,
+        status_code=200,
+        summary="Stop labelling without people, or allow it again",
+        tags=["monitor"],
+        operation_id=schemas.of_each_path("hold_auto_labels"),
+    )
+    def hold(request: HttpRequest, model: str) -> AutoLabels:
+        with database.begin() as session:
+            held = request.url.path.endswith("/pause")
+            guarantee.hold(session, model, held, who=f"key {request.state.key_id}")
+            return report.auto_labels(session, model)
+
+    return Router("/", route_handlers=[accuracy, drift, auto_labels, make_auto_labels, hold])
 
 
 class Gauges:

@@ -160,6 +160,23 @@ def encode_jpeg(rgb: Rgb, *, quality: int = 95) -> bytes:
     return bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(rgb), quality=quality, colorsubsampling="444"))
 
 
+def shrink(data: bytes, side_px: int) -> bytes:
+    """A JPEG of an admitted image whose longer side is at most `side_px`; for people who look at many at once.
+
+    Raises:
+        ImageError: truncated or broken.
+    """
+    size = jpeg_size_hw(data)
+    cover = None if size is None else tuple(max(1, side * side_px // max(size)) for side in size)
+    rgb = decode(data, cover_hw=cover)  # type: ignore[arg-type]
+    height, width = rgb.shape[:2]
+    factor = side_px / max(height, width)
+    if factor < 1:
+        size_wh = (max(1, round(width * factor)), max(1, round(height * factor)))
+        rgb = np.asarray(cv2.resize(rgb, size_wh, interpolation=cv2.INTER_AREA), np.uint8)
+    return encode_jpeg(rgb, quality=85)
+
+
 def encode_png(rgb: Rgb) -> bytes:
     """Lossless bytes of an image."""
     return _encode(rgb, lossless=True)

@@ -131,17 +131,19 @@ def classifier_bundle(
     ood: bool = True,
     state: str = "ready",
     foreign: bool = False,
+    more: dict[str, bytes] | None = None,
 ) -> int:
     """Write, register and (unless told otherwise) promote a new version of `model`, made when there is none. Its number.
 
     Args:
         foreign: not from a training run of ours, so it is tried in a child before it is loaded.
+        more: other files of the bundle.
         golden: `right`, `wrong` (recorded answers of another model) or `none`.
     """
     onnx_bytes = onnx_bytes or classifier_onnx()
     rng = np.random.default_rng(0)
     manifest = Manifest(task="classify", classes=list(CLASSES), input=InputSpec((SIDE_PX, SIDE_PX)), family="tiny")
-    files = {"model.onnx": onnx_bytes}
+    files = {"model.onnx": onnx_bytes} | (more or {})
     if ood:
         features = rng.normal(0.5, 0.1, (200, len(CLASSES))).astype(np.float32)
         statistics = fit_ood(features[:100], None, held_out=features[100:], normalise=False)

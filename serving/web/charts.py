@@ -85,6 +85,57 @@ def histogram(
     return _figure(title, "".join(parts), "", _table([x_name, "n"], rows), table_name)
 
 
+def curves(
+    title: str,
+    lines_of: Sequence[tuple[str, Sequence[float], Sequence[float]]],
+    *,
+    x_name: str,
+    y_name: str,
+    table_name: str,
+    diagonal: bool = False,
+    mark: float | None = None,
+) -> Markup:
+    """Lines in the unit square, each over an x of its own, at most six told apart; the table has every point.
+
+    Args:
+        lines_of: (name, x, y) of each, in [0, 1]; steps where x repeats.
+        diagonal: draw where x equals y, as calibration is read.
+        mark: an x that is drawn as a line.
+    """
+    parts = [_axes(0.0, 1.0, 0.0, 1.0, x_name)]
+    if diagonal:
+        parts.append(
+            f'<line class="diagonal" x1="{_x(0, 0, 1):.1f}" y1="{_y(0, 0, 1):.1f}" '
+            f'x2="{_x(1, 0, 1):.1f}" y2="{_y(1, 0, 1):.1f}"/>'
+        )
+    rows = []
+    for i, (name, x, y) in enumerate(lines_of):
+        if len(x) != len(y):
+            raise ValueError(f"curve {name!r}: expected {len(x)} values, found {len(y)}")
+        points = [f"{_x(a, 0, 1):.1f},{_y(b, 0, 1):.1f}" for a, b in zip(x, y, strict=True)]
+        parts.append(f'<polyline class="line s{i % 6}" points="{" ".join(points)}"/>')
+        if len(points) <= 20:
+            spots = (point.split(",") for point in points)
+            parts += [f'<circle class="dot s{i % 6}" cx="{cx}" cy="{cy}" r="3"/>' for cx, cy in spots]
+        rows += [[name, _number(a), _number(b)] for a, b in zip(x, y, strict=True)]
+    if mark is not None:
+        at = _x(mark, 0, 1)
+        parts.append(f'<line class="mark" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP}" y2="{HEIGHT - _BOTTOM}"/>')
+    legend = "".join(f'<li class="s{i % 6}">{escape(name)}</li>' for i, (name, _, _) in enumerate(lines_of))
+    table = _table(["", x_name, y_name], rows)
+    return _figure(title, "".join(parts), f'<ul class="legend">{legend}</ul>', table, table_name)
+
+
+def interval(value: float, low: float, high: float) -> Markup:
+    """A dot with its interval on a scale from 0 to 1; its numbers stand beside it in the text."""
+    at, left, right = (100 * min(max(v, 0.0), 1.0) for v in (value, low, high))
+    return Markup(
+        '<svg class="interval" viewBox="-3 0 106 10" aria-hidden="true"><line class="grid" x1="0" x2="100" y1="5" y2="5"/>'
+        f'<line class="span" x1="{left:.1f}" x2="{right:.1f}" y1="5" y2="5"/>'
+        f'<circle class="dot s0" cx="{at:.1f}" cy="5" r="3"/></svg>'
+    )
+
+
 def share_bar(parts: Sequence[tuple[str, int]]) -> Markup:
     """One bar divided in proportion; its numbers stand in the text beside it, so it is hidden from screen readers."""
     total = sum(n for _, n in parts)

@@ -32,6 +32,7 @@ SECTIONS = (
     ("/console/labels", "Labels"),
     ("/console/training", "Training"),
     ("/console/models", "Models"),
+    ("/console/evaluation", "Evaluation"),
     ("/console/decisions", "Decisions"),
     ("/console/try", "Try it"),
     ("/console/settings", "Settings"),
@@ -122,5 +123,9 @@ def go(to: str, *cookies: Cookie) -> Response[Any]:
 
 
 def _section(path: str) -> str:
-    found = [address for address, _ in SECTIONS if path == address or path.startswith(f"{address}/")]
+    found = [
+        address
+        for address, _ in SECTIONS
+        if path == address or (address != "/console" and path.startswith(f"{address}/"))
+    ]
     return max(found, key=len, default="")

@@ -19,7 +19,7 @@ from litestar.static_files import create_static_files_router
 
 from serving.web import assets, text
 from serving.web.desk import Desk
-from serving.web.pages import decisions, labels, live, models, settings, training, try_it, versions
+from serving.web.pages import decisions, evaluation, labels, live, models, sample, settings, training, try_it, versions
 from serving.web.render import go
 from sutdol.errors import AuthError, BusyError, SetupError, SutdolError
 
@@ -36,7 +36,8 @@ def build(desk: Desk) -> Router:
         cache_control=CacheControlHeader(max_age=3600, public=True),
         include_in_schema=False,
     )
-    pages = [page.build(desk) for page in (live, labels, training, models, versions, decisions, try_it, settings)]
+    screens = (live, labels, training, models, versions, evaluation, sample, decisions, try_it, settings)
+    pages = [page.build(desk) for page in screens]
     doors = _doors(desk)
 
     def failed(

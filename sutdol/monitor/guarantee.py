@@ -1,6 +1,8 @@
-"""Above which sureness a model may label by itself: the error stays below a target, with a confidence. Pure but for `request`.
+"""Above which sureness a model may label by itself: the error stays below a target, with a confidence.
 
     scores and outcomes of a plain random sample of the traffic -> learn_then_test -> Rule (threshold, or labels missing)
+
+Pure but for `request` and `hold`.
 
 A fixed threshold such as .9 keeps its promise never or always, depending on the model; the lowest threshold that looks good
 on the labels breaks it in a third to three quarters of all cases. Here thresholds are tested from strict to loose and the
@@ -19,6 +21,7 @@ from sqlmodel import Session
 
 from sutdol import jobs, registry
 from sutdol.errors import InputError
+from sutdol.events import tell
 from sutdol.monitor.estimate import Float
 from sutdol.scoring import log_odds
 
@@ -104,6 +107,20 @@ def request(session: Session, model: str, *, target: float, limit: int = LIMIT) 
     registry.get_model(session, model)
     payload = {"model": model, "target": target, "limit": limit}
     return jobs.send(session, "retrain.autolabel", payload, unique_key=f"retrain.autolabel:{model}")
+
+
+def hold(session: Session, model: str, held: bool, *, who: str) -> None:
+    """Stop labelling `model` without people, or allow it again; what was labelled stays.
+
+    Raises:
+        NotFoundError: no such model.
+    """
+    row = registry.get_model(session, model)
+    if row.auto_labels_held != held:
+        row.auto_labels_held = held
+        session.add(row)
+        text = f"{model}: nothing is labelled without people any more" if held else f"{model}: auto-labels are allowed"
+        tell(session, "auto-labels.held" if held else "auto-labels.allowed", text, model=model, who=who)
 
 
 def _at_most(k: int, n: int, p: float) -> float:

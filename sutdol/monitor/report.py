@@ -94,15 +94,22 @@ class AutoLabels(msgspec.Struct):
     coverage: float | None = None
     refused: str | None = None
     paused: bool = False
+    threshold: float | None = None
+    """Least sureness of the rule, in log-odds; see `guarantee.score_of`."""
+    errors: int | None = None
+    above: int | None = None
+    """Of the drawn labels above the threshold, `errors` are wrong."""
+    held: bool = False
+    """People stopped it until they say otherwise."""
 
 
 def auto_labels(session: Session, model: str) -> AutoLabels:
     """The newest report of job `retrain.autolabel`."""
-    registry.get_model(session, model)
+    held = registry.get_model(session, model).auto_labels_held
     found = newest(session, model, "auto-labels")
     if found is None:
-        return AutoLabels(refused="nobody has asked yet")
-    return msgspec.convert(found.data | {"at": found.at}, AutoLabels)
+        return AutoLabels(refused="nobody has asked yet", held=held)
+    return msgspec.convert(found.data | {"at": found.at, "held": held}, AutoLabels)
 
 
 def accuracy(session: Session, model: str, *, days: int = 7) -> Accuracy:

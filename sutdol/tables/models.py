@@ -20,6 +20,8 @@ class Model(SQLModel, table=True):
     family: str
     params: dict[str, Any] = json_column()
     """Defaults for training runs of this model: image size, epochs and what else the family knows."""
+    auto_labels_held: bool = False
+    """People said that nothing is to be labelled without them until they say otherwise."""
     created_at: float = Field(default_factory=now)
 
 

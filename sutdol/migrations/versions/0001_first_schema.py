@@ -308,6 +308,7 @@ def upgrade() -> None:
     sa.Column('retired', sa.JSON(), nullable=True),
     sa.Column('family', sqlmodel.sql.sqltypes.AutoString(), nullable=False),
     sa.Column('params', sa.JSON(), nullable=False),
+    sa.Column('auto_labels_held', sa.Boolean(), nullable=False),
     sa.Column('created_at', sa.Float(), nullable=False),
     sa.PrimaryKeyConstraint('slug')
     )

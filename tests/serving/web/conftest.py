@@ -1,17 +1,23 @@
-"""Visitors of the console: one with cookies for each kind of key."""
+"""Visitors of the console: one with cookies for each kind of key, and a real browser; and what there is to see."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 
 import httpx
 import pytest
+from judged_model import Judged, judge
+from playwright.sync_api import Browser, Page, sync_playwright
 from shared_server import Served
 from visits import Visit
 
 from sutdol import rollouts
 from sutdol.tables import RunCandidate, RunProgress, TrainingRun
+from tests.conftest import missing
 from tests.tiny_models import classifier_bundle
+
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -38,6 +44,12 @@ def _trial(served: Served) -> None:
         rollouts.start(session, "on-trial", 2, mode="shadow", share=0.5, max_disagreement=0.0, who="test")
 
 
+@pytest.fixture(scope="session")
+def judged(served: Served) -> Judged:
+    """The model `web-judged` with labelled images, two versions, and an evaluation of one beside the other."""
+    return judge(served)
+
+
 @pytest.fixture
 def visit(served: Served) -> Iterator[Visit]:
     """`visit("admin")` is a client that has logged in with a key of that scope."""
@@ -53,3 +65,34 @@ def visit(served: Served) -> Iterator[Visit]:
     yield log_in
     for client in opened:
         client.close()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Debian's Chromium; a failure in CI and a skip elsewhere when it is not installed."""
+    program = shutil.which("chromium")
+    if program is None:
+        missing("Chromium is not installed: sudo apt-get install chromium")
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=program, args=ARGUMENTS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(params=[("light", 1280), ("dark", 390)], ids=["light-desk", "dark-phone"])
+def page(browser: Browser, served: Served, request: pytest.FixtureRequest) -> Iterator[Page]:
+    """Logged in as admin; fails the test when anything was asked of another host or reported on the browser's console."""
+    scheme, width = request.param
+    context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 850}, locale="en-GB")
+    opened = context.new_page()
+    strange: list[str] = []
+    opened.on("request", lambda r: None if r.url.startswith((served.server.url, "data:")) else strange.append(r.url))
+    opened.on("console", lambda m: strange.append(m.text) if m.type in ("error", "warning") else None)
+    opened.on("pageerror", lambda e: strange.append(str(e)))
+    opened.goto(f"{served.server.url}/")
+    opened.fill("#key", served.keys["admin"])
+    opened.press("#key", "Enter")
+    opened.wait_for_url("**/console")
+    yield opened
+    context.close()
+    assert strange == []

@@ -2,50 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
-
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Page
 from shared_server import Served, version_of
 
-from tests.conftest import missing
 from tests.tiny_models import classifier_bundle
 
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """Debian's Chromium; a failure in CI and a skip elsewhere when it is not installed."""
-    program = shutil.which("chromium")
-    if program is None:
-        missing("Chromium is not installed: sudo apt-get install chromium")
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=program, args=ARGUMENTS)
-        yield opened
-        opened.close()
-
-
-@pytest.fixture(params=[("light", 1280), ("dark", 390)], ids=["light-desk", "dark-phone"])
-def page(browser: Browser, served: Served, request: pytest.FixtureRequest) -> Iterator[Page]:
-    """Logged in as admin; fails the test when anything was asked of another host or reported on the browser's console."""
-    scheme, width = request.param
-    context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 850}, locale="en-GB")
-    opened = context.new_page()
-    strange: list[str] = []
-    opened.on("request", lambda r: None if r.url.startswith((served.server.url, "data:")) else strange.append(r.url))
-    opened.on("console", lambda m: strange.append(m.text) if m.type in ("error", "warning") else None)
-    opened.on("pageerror", lambda e: strange.append(str(e)))
-    opened.goto(f"{served.server.url}/")
-    opened.fill("#key", served.keys["admin"])
-    opened.press("#key", "Enter")
-    opened.wait_for_url("**/console")
-    yield opened
-    context.close()
-    assert strange == []
 
 
 def test_every_page_fits_and_axe_finds_nothing(page: Page, served: Served) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from babel.messages.pofile import read_po
 
 from serving.web import assets
+from serving.web.pages.evaluation import NAMES
 from serving.web.pages.labels import STATES
 from serving.web.pages.versions import CHANGES
 from serving.web.render import SECTIONS
@@ -16,6 +17,8 @@ WEB = Path(assets.__file__).parent
 DYNAMIC = [
     *(name for _, name in SECTIONS),
     *STATES.values(),
+    *NAMES.values(),
+    *("imported", "annotation", "auto", "in_studio", "merged", "valid", "deleted", "invalid", "empty", "margin"),
     *("drawn", "unfamiliar", "empty", "disagree", "diverse", "weak", "gold"),
     *("champion", "challenger", "previous"),
     *("valid", "expired", "revoked", "candidate", "refused"),
