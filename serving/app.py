@@ -87,7 +87,7 @@ def create_app(context: Context, routers: list[Router] | None = None) -> Front:
     keyring = Keyring(context.database, stale_s=settings.keys_stale_s)
     bodies = Bodies(settings.max_body_bytes)
     desk = Desk(context, slots, engine, bodies, make_sessions(context, keyring), Pages())
-    gauges = Gauges(context.database, metrics)
+    gauges = Gauges(context.database, settings, metrics)
     metrics.watch(
         queue_length=lambda: engine.waiting,
         log_pending=lambda: log.pending,

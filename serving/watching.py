@@ -19,13 +19,14 @@ from litestar.params import Parameter
 from prometheus_client import Gauge
 from sqlalchemy.exc import SQLAlchemyError
 
-from serving import schemas
+from serving import gauges, schemas
 from serving.auth import Keyring, needs
 from serving.metrics import Metrics
 from sutdol.context import Context
 from sutdol.db import Database
 from sutdol.monitor import guarantee, report
 from sutdol.monitor.report import Accuracy, AutoLabels, Drift, Share
+from sutdol.settings import Settings
 
 GAUGES_S = 5.0
 HttpRequest = Request[Any, Any, Any]
@@ -115,11 +116,13 @@ def build(context: Context, keyring: Keyring) -> Router:
 
 
 class Gauges:
-    """Accuracy and drift of every model, renewed by a thread of its own."""
+    """Accuracy and drift of every model and the state of the installation, renewed by a thread of its own."""
 
-    def __init__(self, database: Database, metrics: Metrics) -> None:
+    def __init__(self, database: Database, settings: Settings, metrics: Metrics) -> None:
         self._database = database
+        self._settings = settings
         r = metrics.registry
+        self._installation = gauges.Installation(r)
         self._accuracy = Gauge(
             "sutdol_live_accuracy",
             "Share of right answers in 7 days, with its 95 % interval.",
@@ -145,6 +148,7 @@ class Gauges:
     def renew(self) -> None:
         """Read everything once."""
         with self._database.read() as session:
+            self._installation.reading = gauges.read(session, self._settings)
             found = report.everything(session)
         for accuracy, drift in found:
             self._show(accuracy.model, accuracy.overall)

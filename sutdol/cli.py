@@ -20,6 +20,7 @@ from sutdol import (
     cli_evaluate,
     cli_learning,
     cli_monitor,
+    cli_operations,
     cli_training,
     cli_versions,
     images,
@@ -293,5 +294,6 @@ def keys_revoke(key_id: str, *, home: Home = None) -> None:
 cli_versions.add_to(app, open_home, console)
 cli_learning.add_to(app, open_home, console)
 cli_monitor.add_to(app)
+cli_operations.add_to(app)
 cli_batch.add_to(app, open_home, sibling, console)
 cli_evaluate.add_to(app, open_home, sibling, console)

@@ -27,4 +27,4 @@ def open_context(settings: Settings) -> Context:
     settings.home.mkdir(parents=True, exist_ok=True)
     database = Database(settings.database)
     database.migrate()
-    return Context(settings, database, open_store(settings.store))
+    return Context(settings, database, open_store(settings.store, settings.store_options))

@@ -166,7 +166,7 @@ def _check_ports(current: Settings) -> str:
 
 
 def _check_store(current: Settings) -> str:
-    store = open_store(current.store)
+    store = open_store(current.store, current.store_options)
     key = f"doctor/{time.time_ns()}"
     store.put(key, b"x")
     store.delete(key)

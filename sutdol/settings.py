@@ -1,7 +1,8 @@
 """All settings as data: name, default, unit, help, in one frozen object, read once at start.
 
 The only file that reads the environment. Every setting `x` is the variable `SUTDOL_X`; `.env` in the working folder is
-read too. `doctor`, `sutdol settings` and the README's table are made from `Settings.model_fields`.
+read too. `SUTDOL_X_FILE` names a file that holds the value instead: container engines hand secrets over as files.
+`doctor`, `sutdol settings` and the README's table are made from `Settings.model_fields`.
 
 Errors: SetupError with the setting's name, what was expected and what was found.
 """
@@ -13,11 +14,35 @@ import re
 from pathlib import Path
 
 from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from sutdol.errors import SetupError
 
 _PASSWORD_IN_URL = re.compile(r"(://[^/@:]*:)[^/@]*@")
+_SECRET = ("_key", "_password", "notify_urls")
+"""How the names of settings end that are never shown."""
+
+
+class _Files(PydanticBaseSettingsSource):
+    """Values of `SUTDOL_X_FILE`: the text of the file without the line break at its end."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[str | None, str, bool]:
+        variable = f"SUTDOL_{field_name.upper()}"
+        path = os.environ.get(f"{variable}_FILE")
+        if not path:
+            return None, field_name, False
+        if variable in os.environ:
+            raise SetupError(f"setting {variable}: given twice, as {variable} and as {variable}_FILE")
+        try:
+            return Path(path).read_text().rstrip("\r\n"), field_name, False
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is no text"
+            raise SetupError(f"setting {variable}_FILE: {path} cannot be read: {reason}") from error
+
+    def __call__(self) -> dict[str, str]:
+        found = {name: self.get_field_value(field, name)[0] for name, field in self.settings_cls.model_fields.items()}
+        return {name: value for name, value in found.items() if value is not None}
 
 
 class Settings(BaseSettings):
@@ -25,9 +50,25 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="SUTDOL_", env_file=".env", extra="ignore", frozen=True)
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """What wins over what: arguments, files, the environment, `.env`."""
+        return init_settings, _Files(settings_cls), env_settings, dotenv_settings
+
     home: Path = Field(Path(".sutdol"), description="Folder for the database, images, models, runs and secrets.")
     database_url: str = Field("", description="SQLAlchemy URL. Empty: SQLite in the home folder.")
     store_url: str = Field("", description="Where images and models live. Empty: a folder in the home folder.")
+    store_endpoint: str = Field("", description="Address of an S3 service that is not Amazon's, for s3:// stores.")
+    store_region: str = Field("", description="Its region. Empty: what the AWS variables or the machine's role say.")
+    store_access_key: str = Field("", repr=False, description="Access key for it. Empty: as with the region.")
+    store_secret_key: str = Field("", repr=False, description="The secret that belongs to it.")
     broker_url: str = Field("", description="Queue of jobs. Empty: the database itself.")
 
     host: str = Field("127.0.0.1", description="Address that `serve` listens on.")
@@ -178,6 +219,17 @@ class Settings(BaseSettings):
         return self.store_url or f"file://{(self.home / 'store').absolute()}"
 
     @property
+    def store_options(self) -> dict[str, str]:
+        """What an S3 store is opened with beside its URL, in obstore's words."""
+        given = {
+            "endpoint": self.store_endpoint,
+            "region": self.store_region,
+            "access_key_id": self.store_access_key,
+            "secret_access_key": self.store_secret_key,
+        }
+        return {name: value for name, value in given.items() if value}
+
+    @property
     def pinned(self) -> list[str]:
         """Names of models that are never let go."""
         return [name.strip() for name in self.pinned_models.split(",") if name.strip()]
@@ -257,7 +309,7 @@ def effective(settings: Settings) -> list[tuple[str, str, str, str]]:
     rows = []
     for name, variable, default, meaning in describe():
         value = getattr(settings, name)
-        secret = name.endswith(("_key", "_password", "notify_urls"))
+        secret = name.endswith(_SECRET)
         shown = ("set" if value else "") if secret else _PASSWORD_IN_URL.sub(r"\1***@", str(value))
         rows.append((variable, shown, default, meaning))
     return rows

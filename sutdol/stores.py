@@ -113,15 +113,24 @@ def _folder(url: str) -> Store:
     return Store(LocalStore(path), root=path)
 
 
-STORES: dict[str, Callable[[str], Store]] = {
-    "file": _folder,
-    "memory": lambda url: Store(MemoryStore()),
-    "s3": lambda url: Store(from_url(url)),  # type: ignore[arg-type]
+def _s3(url: str, options: dict[str, str]) -> Store:
+    client = {"allow_http": True} if options.get("endpoint", "").startswith("http://") else {}
+    return Store(from_url(url, client_options=client, **options))  # type: ignore[call-overload]
+
+
+STORES: dict[str, Callable[[str, dict[str, str]], Store]] = {
+    "file": lambda url, _: _folder(url),
+    "memory": lambda url, _: Store(MemoryStore()),
+    "s3": _s3,
 }
 
 
-def open_store(url: str) -> Store:
+def open_store(url: str, options: dict[str, str] | None = None) -> Store:
     """The store behind `url` (`file:///folder`, `memory://`, `s3://bucket/prefix`).
+
+    Args:
+        options: for S3: `endpoint`, `region`, `access_key_id`, `secret_access_key`; what is missing comes from the AWS
+            variables or the machine's role.
 
     Raises:
         SetupError: an unknown scheme, or a folder that cannot be made.
@@ -130,7 +139,7 @@ def open_store(url: str) -> Store:
     if scheme not in STORES:
         raise SetupError(f"store URL {url!r}: expected one of {', '.join(f'{s}://' for s in STORES)}")
     try:
-        return STORES[scheme](url)
+        return STORES[scheme](url, options or {})
     except OSError as error:
         raise SetupError(
             f"store {url!r} cannot be opened: {error}", hint="set SUTDOL_STORE_URL or SUTDOL_HOME"
