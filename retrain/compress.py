@@ -1,20 +1,21 @@
 """The job `retrain.compress`: a smaller, faster copy of the champion, and whether it may serve.
 
-    payload {model, how, min_speed_up} -> variants (see `quantise`) -> each: accuracy on val, speed beside the champion
+    payload {model, how, min_speed_up} -> variants (`quantise`, `prune`) -> each: accuracy on val, speed beside the champion
         -> the fastest that keeps its accuracy -> calibrated, bundled -> both on the test split -> gate (not worse, and faster)
 
 Every variant's figures stand in the decision record, also when none was good enough, so a refusal can be checked. The copy is
 a version like any other: its parent is the champion it was made from, and it has no weights, so a training never starts from
 it but from a trained one.
 
-Errors: ConflictError (no champion, or it changed meanwhile), InputError (nothing to calibrate or judge with), ModelError.
+Errors: ConflictError (no champion, it changed meanwhile, it cannot be pruned), InputError (nothing to calibrate or judge
+with), ModelError, TrainingError.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,7 +23,7 @@ import msgspec
 import numpy as np
 from sqlmodel import Session
 
-from retrain import datasets, gate, quantise, reports, speed
+from retrain import datasets, gate, prune, quantise, reports, speed
 from retrain.calibrate import calibrate
 from retrain.evaluate import Evaluated, evaluate
 from sutdol import jobs, registry
@@ -36,6 +37,7 @@ from sutdol.tables import DatasetItem, DatasetVersion, Decision, Evaluation, Mod
 from sutdol.types import Manifest
 from sutdol.versions import code_version
 
+WAYS = (*quantise.VARIANTS, "prune")
 MIN_SPEED_UP = 1.1
 SPEED_IMAGES = 32
 VARIANT_PAIRS = 6
@@ -59,14 +61,17 @@ def start(session: Session, model: str, how: str, *, min_speed_up: float = MIN_S
     Raises:
         NotFoundError: no such model, no such way. ConflictError: the model has no champion. InputError.
     """
-    if how not in quantise.VARIANTS:
-        raise unknown("way to compress", how, sorted(quantise.VARIANTS))
+    if how not in WAYS:
+        raise unknown("way to compress", how, list(WAYS))
     if not 1 <= min_speed_up <= 10:
         raise InputError(f"min_speed_up: expected 1 to 10, found {min_speed_up}")
     registry.get_model(session, model)
     version = registry.alias(session, model, "champion")
     if version is None:
         raise ConflictError(f"{model} has no champion to make a faster copy of")
+    manifest = msgspec.convert(registry.get_version(session, model, version).manifest, Manifest)
+    if how == "prune" and (reason := prune.unavailable(manifest)):
+        raise ConflictError(f"prune of {model} version {version}: {reason}")
     payload = {"model": model, "version": version, "how": how, "min_speed_up": min_speed_up}
     job_id = jobs.send(session, "retrain.compress", payload, unique_key=f"compress:{model}:{how}")
     if job_id is None:
@@ -118,10 +123,12 @@ class _Attempt:
     ) -> tuple[tuple[str, bytes], list[Variant]]:
         """The fastest variant that keeps the champion's accuracy on val within the margin, else the most accurate one."""
         judged = by_split["val"] or by_split["train"][:200]
+        if self.how == "prune":  # a pruned network has fewer features, for which there are no statistics yet
+            champion = Predictor.from_parts(onnx, champion.manifest, providers=self._providers())
         before = _score(evaluate(champion, judged, self._read, progress=self._check))
         images = [self._read(i.sample_id) for i in judged[:SPEED_IMAGES]]
         files, variants = {}, []
-        for name, data in quantise.VARIANTS[self.how](onnx, self._tensors(champion, by_split["train"])):
+        for name, data in self._variants(champion, onnx, by_split):
             self.running.report(step="trying", variant=name)
             candidate = Predictor.from_parts(data, champion.manifest, champion.ood, providers=self._providers())
             candidate.warm()
@@ -140,6 +147,16 @@ class _Attempt:
         kept = [v for v in variants if (v.score or 0.0) >= (before or 0.0) - gate.MARGIN]
         best = max(kept, key=lambda v: v.speed_up.ratio) if kept else max(variants, key=lambda v: v.score or 0.0)
         return (best.name, files[best.name]), variants
+
+    def _variants(
+        self, champion: Predictor, onnx: bytes, by_split: dict[str, list[DatasetItem]]
+    ) -> Iterator[tuple[str, bytes]]:
+        if self.how != "prune":
+            return quantise.VARIANTS[self.how](onnx, self._tensors(champion, by_split["train"]))
+        if reason := prune.unavailable(champion.manifest):
+            raise InputError(f"prune of {self.model} version {self.version}: {reason}")
+        known = [i for i in by_split["train"] + by_split["val"] if _known(i, champion.manifest.classes)]
+        return prune.pruned(self.running, champion.manifest, known)
 
     def _bundle(
         self,

@@ -5,7 +5,7 @@
     onnx         the bundle as it serves: model.onnx (calibration beside it, in the manifest), statistics, golden record
     torchscript  traced by the version's own family from its weights, compared with the ONNX file
     openvino     OpenVINO IR, converted from the ONNX file and compared with it (extra `[openvino]`)
-    tensorflow   not made here; `unavailable` says how
+    tensorflow   not made; `unavailable` says why
 
 `unavailable(format, manifest)` says in words why a version cannot have a form, before anybody waits for it. Whatever is made
 gives the same answers as the ONNX file, within PARITY_MAX, or it is not handed out.
@@ -20,16 +20,17 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
-from sqlmodel import Session, select
+from sqlmodel import Session
 
-from retrain.families import FAMILIES, PARITY_MAX, Spec, get_family
+from retrain.families import PARITY_MAX, Spec, get_family
+from retrain.networks import specs_of, without_network
 from sutdol import jobs, registry
 from sutdol.errors import ConflictError, InputError, ModelError, unknown
 from sutdol.events import tell
@@ -37,7 +38,6 @@ from sutdol.jobs import Running
 from sutdol.predictor import Predictor, Raw
 from sutdol.runtime import Float32
 from sutdol.settings import child_environment
-from sutdol.tables import DatasetVersion, Model, ModelVersion, RunCandidate, TrainingRun
 from sutdol.types import Manifest
 
 PROBES = 3
@@ -48,21 +48,12 @@ def unavailable(format: str, manifest: Manifest) -> str | None:
     """Why a version cannot be had in this form; None when it can."""
     if format == "tensorflow":
         return (
-            "not available because the converter (onnx2tf) needs opencv-python, onnxruntime 1.23 and protobuf 4, which would "
-            "replace ours; give it an environment of its own: `uvx onnx2tf -i model.onnx` makes a SavedModel and TFLite"
+            "not available because no converter that exists takes our networks: onnx2tf stops at maps that are as wide as they "
+            "have channels, litert-torch needs an older PyTorch (docs/export.md says what was tried)"
         )
     if format == "openvino" and find_spec("openvino") is None:
         return "not available because OpenVINO is not installed here: pip install 'sutdol[openvino]'"
-    if format == "torchscript":
-        if "weights.safetensors" not in manifest.files:
-            how = "was adopted from ONNX" if "adopted" in manifest.provenance else "is a compressed copy"
-            return f"not available because this version {how}: there are no PyTorch weights of it"
-        if manifest.family not in FAMILIES:
-            return f"not available because the family {manifest.family!r} is not known here"
-        missing = [name for name in FAMILIES[manifest.family].libraries if find_spec(name) is None]
-        if missing:
-            return f"not available because {', '.join(missing)} is not installed here"
-    return None
+    return without_network(manifest) if format == "torchscript" else None
 
 
 def start(session: Session, model: str, version: int, format: str) -> str:
@@ -142,7 +133,7 @@ def _torchscript(running: Running, manifest: Manifest, folder: Path) -> tuple[di
     (folder / "config").mkdir(exist_ok=True)
     np.save(folder / "probe.npy", images)
     first: ModelError | None = None
-    for spec in _specs(running, manifest, folder):
+    for spec in specs_of(running, manifest, folder):
         try:
             answers = _traced(running, spec, folder)
             parity = _compare(predictor.run(images), answers["scores"], answers["features"])
@@ -186,33 +177,6 @@ FORMATS: dict[str, Callable[[Running, Manifest, Path], tuple[dict[str, bytes], s
     "tensorflow": _tensorflow,
 }
 """Format -> maker of (files, what to know about them)."""
-
-
-def _specs(running: Running, manifest: Manifest, folder: Path) -> Iterator[Spec]:
-    """What the family needs to build the network again: as its run wrote it down, else from the rows of the run."""
-    model, version = str(running.payload["model"]), int(running.payload["version"])
-    with running.context.database.read() as session:
-        row = session.get_one(ModelVersion, (model, version))
-        run = session.get(TrainingRun, row.run_id) if row.run_id else None
-        known = session.get_one(Model, model)
-        data = session.get(DatasetVersion, row.dataset_version_id) if row.dataset_version_id else None
-        tried = session.exec(select(RunCandidate).where(RunCandidate.run_id == row.run_id)).all()
-    for kept in sorted((running.context.settings.home / "runs" / str(row.run_id)).glob("**/spec.json")):
-        spec = msgspec.json.decode(kept.read_bytes(), type=Spec)
-        if spec.family == manifest.family:
-            yield msgspec.structs.replace(spec, run_dir=str(folder), items=[], warm_start=None)
-    classes = list(data.classes) if data else manifest.classes
-    for params in [c.params for c in tried if c.family == manifest.family] or [run.params if run else {}]:
-        yield Spec(
-            run_id=str(row.run_id),
-            run_dir=str(folder),
-            family=manifest.family,
-            task=manifest.task,
-            classes=classes,
-            params=get_family(manifest.family).params(manifest.task, classes, known.params, params),
-            items=[],
-            locks_dir=str(folder),
-        )
 
 
 def _probe(running: Running, manifest: Manifest) -> tuple[Predictor, Float32]:

@@ -25,6 +25,7 @@ from retrain.child import Result, read_result
 from retrain.families import Item, Spec, get_family, write_atomically
 from retrain.hints import hints, score_of
 from sutdol import registry
+from sutdol.context import Context
 from sutdol.db import upsert
 from sutdol.errors import TrainingError
 from sutdol.jobs import Running
@@ -56,6 +57,18 @@ class Candidate:
         return read_result(self.folder)
 
 
+def sample_file(context: Context, folder: Path, sample_id: str) -> Path:
+    """A file with the sample's bytes: the store's own where it is a folder, else a copy in `folder`."""
+    key, root = f"samples/{sample_id}", context.store.root
+    if root is not None and (root / key).is_file():
+        return root / key
+    path = folder / "samples" / sample_id
+    if not path.is_file():
+        path.parent.mkdir(exist_ok=True)
+        write_atomically(path, context.store.get(key))
+    return path
+
+
 class Fitting:
     """Prepares and trains the candidates of one attempt at one run."""
 
@@ -76,7 +89,7 @@ class Fitting:
         """Run folders with spec.json, the champion's weights, and the images that the store does not hold as files."""
         self.folder.mkdir(parents=True, exist_ok=True)
         known = [
-            Item(i.sample_id, i.split, datasets.label_of(i), i.source, self._file_of(i.sample_id), i.arm, i.weight)  # type: ignore[arg-type]
+            Item(i.sample_id, i.split, datasets.label_of(i), i.source, self._file(i.sample_id), i.arm, i.weight)  # type: ignore[arg-type]
             for i in items
             if i.split != "test"
         ]
@@ -107,17 +120,9 @@ class Fitting:
             candidates.append(Candidate(row.number, spec, folder))
         return candidates
 
-    def _file_of(self, sample_id: str) -> str:
-        """A file with the sample's bytes: the store's own where it is a folder, else a copy in the run folder."""
-        key, root = f"samples/{sample_id}", self.context.store.root
-        if root is not None and (root / key).is_file():
-            return str(root / key)
-        path = self.folder / "samples" / sample_id
-        if not path.is_file():
-            path.parent.mkdir(exist_ok=True)
-            write_atomically(path, self.context.store.get(key))
-            self.check()
-        return str(path)
+    def _file(self, sample_id: str) -> str:
+        self.check()
+        return str(sample_file(self.context, self.folder, sample_id))
 
     def _warm_start(self, run: TrainingRun, family: str, folder: Path) -> str | None:
         """The parent's weights as a file, if it has any that this family can read."""

@@ -30,7 +30,7 @@ from sutdol.errors import ConflictError, InputError, NotFoundError, unknown
 from sutdol.tables import Job
 
 HttpRequest = Request[Any, Any, Any]
-HOW = ("int8", "fp16")
+HOW = ("int8", "fp16", "prune")
 FORMATS = ("onnx", "openvino", "tensorflow", "torchscript")
 MAX_BYTES = 100_000
 
@@ -38,7 +38,7 @@ MAX_BYTES = 100_000
 class CopyOrder(msgspec.Struct, forbid_unknown_fields=True):
     """Which way, and how much faster the copy must be to be worth a swap."""
 
-    how: Literal["int8", "fp16"]
+    how: Literal["int8", "fp16", "prune"]
     min_speed_up: float = 1.1
 
 

@@ -32,7 +32,7 @@ from sutdol.terminal import Home, console, open_home, parse_params, settings_of,
 ROUTERS = ["labeling_bridge.routes"]
 """Modules with `build(context) -> Router`, mounted by `serve`."""
 HANDLERS = {
-    "bridge": ["labeling_bridge.jobs", "retrain.jobs", "sutdol.monitor.job", "sutdol.notify"],
+    "bridge": ["labeling_bridge.jobs", "retrain.jobs", "sutdol.monitor.job", "sutdol.notify", "sutdol.mirror"],
     "train": ["retrain.jobs"],
     "batch": ["serving.jobs", "retrain.jobs"],
 }

@@ -54,7 +54,7 @@ def add_to(
     @app.command
     def compress(
         model: str,
-        how: Literal["int8", "fp16"] = "int8",
+        how: Literal["int8", "fp16", "prune"] = "int8",
         *,
         speed_up: Annotated[float, Parameter(help="How many times as fast the copy must be.")] = 1.1,
         home: Home = None,

@@ -71,7 +71,10 @@ def get_model(session: Session, slug: str) -> Model:
 def add_classes(session: Session, slug: str, names: list[str]) -> list[str]:
     """Append the classes that are new; an index, once given, never means another class. Returns the whole list."""
     row = get_model(session, slug)
-    row.classes = _distinct([*row.classes, *names])
+    added = [name for name in _distinct(names) if name not in row.classes]
+    if added:
+        tell(session, "class.added", f"{slug} knows {len(added)} more classes: {', '.join(added[:10])}", model=slug)
+    row.classes = [*row.classes, *added]
     row.retired = [c for c in row.retired or [] if c not in names]
     session.add(row)
     return row.classes

@@ -169,6 +169,11 @@ class Settings(BaseSettings):
         "auto", pattern="^(auto|manual)$", description="What happens when the gate passes: auto or manual."
     )
 
+    mlflow_url: str = Field(
+        "", description="MLflow server that gets a copy of the registry (http://..., sqlite:///...). Empty: none."
+    )
+    mlflow_interval_s: float = Field(60.0, gt=0, description="Seconds between two looks at what the copy lacks.")
+
     notify_urls: str = Field(
         "", repr=False, description="Apprise URLs (mailto://..., slack://..., json://...), separated by spaces."
     )
@@ -310,9 +315,14 @@ def effective(settings: Settings) -> list[tuple[str, str, str, str]]:
     for name, variable, default, meaning in describe():
         value = getattr(settings, name)
         secret = name.endswith(_SECRET)
-        shown = ("set" if value else "") if secret else _PASSWORD_IN_URL.sub(r"\1***@", str(value))
+        shown = ("set" if value else "") if secret else without_passwords(str(value))
         rows.append((variable, shown, default, meaning))
     return rows
+
+
+def without_passwords(text: str) -> str:
+    """Text that may hold URLs, their passwords as ***."""
+    return _PASSWORD_IN_URL.sub(r"\1***@", text)
 
 
 def child_environment(settings: Settings, **extra: str) -> dict[str, str]:

@@ -30,6 +30,8 @@ HOME_OF = {
     "ultralytics": ["retrain/"],
     "effdet": ["retrain/"],
     "apprise": ["sutdol/notify.py"],
+    "mlflow": ["sutdol/mirror.py"],
+    "torch_pruning": ["retrain/families/_prune.py"],
     "open_clip": ["retrain/encoders.py"],
     "httpx": [
         "sutdol/client.py",

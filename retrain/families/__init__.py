@@ -57,6 +57,7 @@ class Spec(msgspec.Struct, frozen=True):
         locks_dir: folder of `device-<n>.lock`, one training per device at a time.
         weights_dir: folder of pretrained weights, `ARCHITECTURE.safetensors`.
         stop_after: pause after this epoch, with its checkpoint on disk, if others are to be compared with it; 0: never.
+        prune: share of the warm start's channels that are taken away before training (see `_prune`); 0: none.
     """
 
     run_id: str
@@ -71,6 +72,7 @@ class Spec(msgspec.Struct, frozen=True):
     attempt: int = 1
     weights_dir: str = ""
     stop_after: int = 0
+    prune: float = 0.0
 
     def of(self, split: Split) -> list[Item]:
         return [item for item in self.items if item.split == split]

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from retrain.families import Export, Hooks, Item, Spec, load_checkpoint, save_checkpoint
 from retrain.families._augment import augment, augmentation_defaults
 from retrain.families._memory import fitting_batch
+from retrain.families._prune import fit_shapes, prune
 from retrain.families._replay import draw_probabilities
 from retrain.families._warm import start_warm
 from sutdol.errors import TrainingError
@@ -53,12 +54,14 @@ class Kind:
         pretrain: loads pretrained weights, or raises SetupError that says why it cannot.
         features: the penultimate features (n, d) of images.
         head: the linear layer that makes logits of features.
+        fixed: layers beside the head that must keep their width when the network is pruned.
     """
 
     build: Callable[[Spec], Any]
     pretrain: Callable[[Any, Spec], None]
     features: Callable[[Any, Any], Any]
     head: Callable[[Any], Any]
+    fixed: Callable[[Any], list[Any]] = lambda net: []
 
 
 def defaults(classes: list[str]) -> dict[str, Any]:
@@ -110,6 +113,11 @@ def fit(spec: Spec, hooks: Hooks, kind: Kind) -> Path:
         start_warm(model, Path(str(spec.warm_start)), spec)
     elif found is None and params["pretrained"]:
         kind.pretrain(model, spec)
+    if found is not None:
+        state = torch.load(found[1]["last.pt"], map_location=device, weights_only=True)
+        fit_shapes(model, state["model"])
+    elif spec.prune:
+        prune(model, torch.rand(1, 3, size, size), spec.prune, fixed=[kind.head(model), *kind.fixed(model)])
     model = model.to(device)
     images, targets = load_images(train, size, hooks, run_dir / "train.u8"), _targets(train, spec)
     val_images, val_targets = load_images(val, size, hooks, run_dir / "val.u8"), _targets(val, spec).to(device)
@@ -125,8 +133,7 @@ def fit(spec: Spec, hooks: Hooks, kind: Kind) -> Path:
 
     first = 0
     if found is not None:
-        first, files = found
-        state = torch.load(files["last.pt"], map_location=device, weights_only=True)
+        first = found[0]
         model.load_state_dict(state["model"])
         ema.module.load_state_dict(state["ema"])
         optimizer.load_state_dict(state["optimizer"])
@@ -221,8 +228,9 @@ def to_onnx(spec: Spec, weights: Path, kind: Kind) -> Export:
 
     from retrain.families._export import LOW_LEVEL, export, picture
 
-    model = kind.build(spec)
-    model.load_state_dict(load_file(weights))
+    model, state = kind.build(spec), load_file(weights)
+    fit_shapes(model, state)
+    model.load_state_dict(state)
 
     class WithFeatures(torch.nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:

@@ -25,6 +25,7 @@ from retrain.families import Export, Hooks, Item, Spec, _classifier, load_checkp
 from retrain.families._augment import augment_boxes, augmentation_defaults, draw_boxes, mosaic
 from retrain.families._memory import fitting_batch
 from retrain.families._pretrained import load_pretrained
+from retrain.families._prune import fit_shapes, prune
 from retrain.families._replay import repeats
 from retrain.families._warm import start_warm
 from retrain.metrics import Outcome, detection, match_image
@@ -106,6 +107,12 @@ def fit(spec: Spec, hooks: Hooks) -> Path:
         start_warm(model, Path(str(spec.warm_start)), spec)
     elif found is None and params["pretrained"]:
         _pretrain(model, spec)
+    if found is not None:
+        state = torch.load(found[1]["last.pt"], map_location=device, weights_only=True)
+        fit_shapes(model, state["model"])
+    elif spec.prune:
+        fixed = [part for name, part in model.named_modules() if name.endswith("predict")]
+        prune(model, torch.rand(1, 3, size, size), spec.prune, fixed=fixed)
     if params["head_only"]:
         for part in (model.backbone, model.fpn):
             part.requires_grad_(False)
@@ -121,8 +128,7 @@ def fit(spec: Spec, hooks: Hooks) -> Path:
     best = _classifier.Best(int(params["patience"]))
     first = 0
     if found is not None:
-        first, files = found
-        state = torch.load(files["last.pt"], map_location=device, weights_only=True)
+        first = found[0]
         model.load_state_dict(state["model"])
         ema.module.load_state_dict(state["ema"])
         optimizer.load_state_dict(state["optimizer"])
@@ -185,8 +191,9 @@ def to_onnx(spec: Spec, weights: Path) -> Export:
 
     from retrain.families._export import export
 
-    model = build(spec)
-    model.load_state_dict(load_file(weights))
+    model, state = build(spec), load_file(weights)
+    fit_shapes(model, state)
+    model.load_state_dict(state)
     size = _size(spec)
     probe = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     onnx, parity = export(_decoded(model).eval(), (probe - 0.45) / 0.225, opset=OPSET)

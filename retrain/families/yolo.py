@@ -16,6 +16,7 @@ Errors: SetupError without the switches; TrainingError when there is nothing to 
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import shutil
 from pathlib import Path
@@ -27,6 +28,7 @@ from retrain.families import Export, Hooks, Item, Spec, _classifier, load_checkp
 from retrain.families._augment import augmentation_defaults, draw_boxes
 from retrain.families._memory import fitting_batch
 from retrain.families._pretrained import load_pretrained
+from retrain.families._prune import fit_shapes, prune
 from retrain.families._replay import repeats
 from retrain.families._warm import start_warm
 from sutdol.errors import InputError, SetupError, TrainingError
@@ -139,8 +141,9 @@ def to_onnx(spec: Spec, weights: Path) -> Export:
     _check_offline(Path(spec.run_dir))
     if spec.task != "detect":
         return _classifier.to_onnx(spec, weights, KIND)
-    net = build(spec)
-    net.load_state_dict(load_file(weights))
+    net, state = build(spec), load_file(weights)
+    fit_shapes(net, state)
+    net.load_state_dict(state)
     if hasattr(net.model[-1], "end2end"):
         net.model[-1].end2end = False
     net = net.eval().fuse(verbose=False)
@@ -257,7 +260,20 @@ def _pretrain(net: Any, spec: Spec) -> None:
     load_pretrained(net, spec, f"{spec.params['architecture']}{suffix}", None)
 
 
-KIND = _classifier.Kind(build, _pretrain, lambda net, images: net.features(images), lambda net: net.layers[-1].linear)
+def _fixed(net: Any) -> list[Any]:
+    """Layers that pruning leaves as wide as they are: the last ones of a head, attention, and those whose output is halved."""
+    from ultralytics.nn.modules import block
+
+    halved = [m.cv1 for m in net.modules() if isinstance(m, block.C2f | block.C2PSA)]
+    kept = [m for m in net.modules() if isinstance(m, block.Attention | block.PSABlock | block.DFL)]
+    head = getattr(net, "model", [None])[-1]
+    branches = [getattr(head, name, None) or [] for name in ("cv2", "cv3", "one2one_cv2", "one2one_cv3")]
+    return [*halved, *kept, *(branch[-1] for branch in itertools.chain(*branches))]
+
+
+KIND = _classifier.Kind(
+    build, _pretrain, lambda net, images: net.features(images), lambda net: net.layers[-1].linear, _fixed
+)
 
 
 def _materialise(spec: Spec, hooks: Hooks) -> dict[str, Any]:
@@ -313,11 +329,14 @@ def _trainer(spec: Spec, epochs: int, *, warm: bool, resume: dict[str, Path] | N
         def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = False) -> Any:
             net = build(spec)
             if weights is not None:
+                fit_shapes(net, weights.state_dict())
                 net.load(weights)
             elif warm:
                 start_warm(net, Path(str(spec.warm_start)), spec)
             elif params["pretrained"]:
                 _pretrain(net, spec)
+            if weights is None and spec.prune:
+                prune(net, torch.rand(1, 3, size, size), spec.prune, fixed=_fixed(net))
             return net
 
         def final_eval(self) -> None:

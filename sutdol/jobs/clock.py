@@ -31,6 +31,7 @@ PERIODIC = {
     "bridge.export": "export_interval_s",
     "retrain.trigger": "window_interval_s",
     "monitor": "monitor_interval_s",
+    "registry.mirror": "mlflow_interval_s",
     "retrain.autolabel": "sweep_interval_s",
 }
 """Kind of job -> the setting with its interval. The payload is empty: all models."""

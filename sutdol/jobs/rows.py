@@ -56,6 +56,7 @@ KINDS: dict[str, JobKind] = {
     "retrain.labelquality": JobKind("batch", 3),
     "retrain.zeroshot": JobKind("batch", 3),
     "monitor": JobKind("bridge", 3),
+    "registry.mirror": JobKind("bridge", 1),
     "retrain.evaluate": JobKind("batch", 3),
     "retrain.compress": JobKind("batch", 2),
     "retrain.convert": JobKind("batch", 2),

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -86,6 +87,37 @@ def test_a_killed_training_goes_on_after_its_last_checkpoint_and_can_be_cancelle
     assert epochs[0] == checkpoint[0] + 1
     assert len(epochs) <= 2
     assert read_result(run_dir) is None
+
+
+@pytest.mark.parametrize(
+    ("family", "most"),
+    [
+        ("timm", 200_000),
+        ("yolo", 350_000),
+        pytest.param("yolo classify", 900_000, marks=pytest.mark.faults),
+        pytest.param("efficientdet", 2_000_000, marks=pytest.mark.faults),
+    ],
+)
+@pytest.mark.slow
+def test_a_pruned_network_trains_on_after_a_break_and_keeps_its_contract(
+    family: str, most: int, tmp_path: Path
+) -> None:
+    """Half of the channels of each layer go; what is left learns, is found again by its shapes, and is exported."""
+    spec = child_runs.prepare(tmp_path, family, epochs=2)
+    run_dir = Path(spec.run_dir)
+    for stop_after, last_word in ((1, "paused"), (0, "done")):
+        spec = msgspec.structs.replace(spec, prune=0.5, stop_after=stop_after)
+        (run_dir / "spec.json").write_bytes(msgspec.json.encode(spec))
+        status, said = child_runs.finish(spec)
+        assert status == 0, (run_dir / "child.log").read_text()[-3000:]
+        assert said[-1]["event"] == last_word
+    assert [e["epoch"] for e in said if e["event"] == "epoch"] == [2]
+    result = read_result(run_dir)
+    assert result is not None
+    assert result.parity <= PARITY_MAX
+    assert sum(v.size for v in load_file(run_dir / "weights.safetensors").values()) < most
+    manifest = Manifest(task=spec.task, classes=spec.classes, input=result.input, family=spec.family)
+    Predictor.from_parts((run_dir / "model.onnx").read_bytes(), manifest).warm((1, 3))
 
 
 @every_family

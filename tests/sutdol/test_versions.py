@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlmodel import Session, select
 
-from sutdol import cli, registry, versions
+from sutdol import cli, registry, rollouts, versions
 from sutdol.context import Context
 from sutdol.errors import ConflictError, InputError, NotFoundError, SutdolError
 from sutdol.tables import Event, Job, ModelVersion, Replica, TrainingRun, now
@@ -237,6 +237,38 @@ def test_lineage_names_everything_upwards_and_downwards(tiny: Context) -> None:
         middle = versions.lineage(session, "tiny", 2)
     assert (middle.aliases, middle.children) == (["champion"], [4])
     assert [d["kind"] for d in middle.decisions] == ["promote"]
+
+
+CHANGES: list[tuple[str, Callable[[Session], object]]] = [
+    ("model.created", lambda s: registry.create_model(s, "other", task="classify", classes=[], family="timm")),
+    ("class.added", lambda s: registry.add_classes(s, "tiny", ["violet"])),
+    ("class.retired", lambda s: registry.retire_class(s, "tiny", "red")),
+    ("model.promote", lambda s: registry.promote(s, "tiny", 4, who="Kim", text="by hand")),
+    ("model.rollback", lambda s: registry.rollback(s, "tiny", who="Kim")),
+    (
+        "rollout.shadow",
+        lambda s: rollouts.start(s, "tiny", 4, mode="shadow", share=0.5, max_disagreement=0.0, who="Kim"),
+    ),
+    ("version.renamed", lambda s: versions.rename(s, "tiny", 4, "new", who="Kim")),
+    ("version.tagged", lambda s: versions.tag(s, "tiny", 4, "line", "2", who="Kim")),
+    ("alias.changed", lambda s: versions.point(s, "tiny", "staging", 4, who="Kim")),
+]
+
+
+@pytest.mark.parametrize(("kind", "change"), CHANGES, ids=[c[0] for c in CHANGES])
+def test_each_change_of_the_registry_leaves_one_audit_row(
+    tiny: Context, kind: str, change: Callable[[Session], object]
+) -> None:
+    """In the transaction of the change: who asks later what happened finds all of it (deleting: see above)."""
+    with tiny.database.read() as session:
+        before = len(session.exec(select(Event)).all())
+    with tiny.database.begin() as session:
+        change(session)
+    with tiny.database.read() as session:
+        new = session.exec(select(Event).order_by(Event.id)).all()[before:]
+    assert [(e.kind, e.model) for e in new] == [(kind, "other" if kind == "model.created" else "tiny")]
+    if not kind.startswith(("class.", "model.created")):
+        assert new[0].data["who"] == "Kim"
 
 
 def test_the_code_that_made_a_version_has_a_name() -> None:
