@@ -48,8 +48,8 @@ def unavailable(format: str, manifest: Manifest) -> str | None:
     """Why a version cannot be had in this form; None when it can."""
     if format == "tensorflow":
         return (
-            "not available because no converter that exists takes our networks: onnx2tf stops at maps that are as wide as they "
-            "have channels, litert-torch needs an older PyTorch (docs/export.md says what was tried)"
+            "not available because the converters cannot be installed beside us, and onnx2tf in an environment of its own "
+            "stops at our files unless their features are left out; docs/export.md says what was tried and what may work"
         )
     if format == "openvino" and find_spec("openvino") is None:
         return "not available because OpenVINO is not installed here: pip install 'sutdol[openvino]'"

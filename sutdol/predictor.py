@@ -84,10 +84,13 @@ def decode_for(data: bytes, spec: InputSpec) -> images.Rgb:
 
 def to_tensor(fitted: images.Rgb, spec: InputSpec) -> Float32:
     """(h, w, 3) uint8 at input size -> (3, h, w) float32, scaled to [0, 1], minus mean, divided by std."""
-    scaled = fitted.astype(np.float32) * np.float32(1 / 255)
-    if spec.mean != (0.0, 0.0, 0.0) or spec.std != (1.0, 1.0, 1.0):
-        scaled = (scaled - np.asarray(spec.mean, np.float32)) / np.asarray(spec.std, np.float32)
-    return np.ascontiguousarray(scaled.transpose(2, 0, 1))
+    out = np.empty((3, *fitted.shape[:2]), np.float32)
+    for channel, plane, mean, std in zip(out, cv2.split(fitted), spec.mean, spec.std, strict=True):
+        np.multiply(plane, np.float32(1 / 255), out=channel, dtype=np.float32)  # one pass, no copy of the whole image
+        if (mean, std) != (0.0, 1.0):
+            channel -= np.float32(mean)
+            channel /= np.float32(std)
+    return out
 
 
 class Predictor:

@@ -1,4 +1,4 @@
-"""`python -m tests.benchmarks.export HOME`: what INT8 and FP16 cost and bring, through the job and the gate that users have.
+"""`python -m tests.benchmarks.export HOME [int8|fp16|prune ...]`: what a faster copy costs and brings, through job and gate.
 
 The blood-cell detector (the family `yolo` at its defaults, on SUTDOL_TEST_DATA/bccd/BCCD) and a 224 px classifier
 (resnet10t on scikit-learn's digits, trained at 64 px and finished at 224) are trained in HOME when it is empty, which takes
@@ -98,11 +98,14 @@ def trained(context: Context, model: str, *, warm: Path | None = None, **params:
         read=read,
         provenance={},
     )
-    manifest = registry.write_bundle(context.store, model, version, made.manifest, made.files)
+    weights = folder / "weights.safetensors"
+    files = made.files | {weights.name: weights.read_bytes()}
+    manifest = registry.write_bundle(context.store, model, version, made.manifest, files)
     with context.database.begin() as session:
+        registry.get_model(session, model).params = params  # from which the network is built again, to be pruned
         registry.register(session, model, version, manifest, size_bytes=len(onnx), metrics={}, state="ready")
         registry.promote(session, model, version, who="benchmark", text="to be compressed")
-    return folder / "weights.safetensors"
+    return weights
 
 
 def prepare(context: Context) -> None:
@@ -160,7 +163,7 @@ def speeds(context: Context, name: str) -> None:
         print(f"    {variant}: {found.ratio:.2f} times as fast [{found.low:.2f}, {found.high:.2f}], {times}")
 
 
-def main(home: Path, *, only_train: bool, ways: tuple[str, ...] = ("int8", "fp16")) -> None:
+def main(home: Path, *, only_train: bool, ways: list[str]) -> None:
     context = open_context(load(home=home))
     prepare(context)
     if only_train:
@@ -178,4 +181,5 @@ if __name__ == "__main__":
             "export: name a folder for the models that are trained first: python -m tests.benchmarks.export /tmp/export"
         )
     else:
-        main(Path(sys.argv[1]), only_train="--train" in sys.argv)
+        named = [way for way in sys.argv[2:] if way in compress.WAYS]
+        main(Path(sys.argv[1]), only_train="--train" in sys.argv, ways=named or list(compress.WAYS))

@@ -144,7 +144,10 @@ def _tensor(data: bytes, side: int, *, detect: bool) -> Any:
         rgb = canvas
     else:
         rgb = cv2.resize(rgb, (side, side), interpolation=cv2.INTER_LINEAR)
-    return np.ascontiguousarray((rgb.astype(np.float32) * np.float32(1 / 255)).transpose(2, 0, 1))
+    tensor = np.empty((3, side, side), np.float32)
+    for channel, plane in zip(tensor, cv2.split(rgb), strict=True):
+        np.multiply(plane, np.float32(1 / 255), out=channel, dtype=np.float32)
+    return tensor
 
 
 def _boxes(row: Any) -> Any:
