@@ -22,6 +22,7 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 import sutdol
 from serving import (
     answers,
+    browse,
     frames,
     inference_operations,
     inference_protocol,
@@ -135,11 +136,12 @@ def create_app(context: Context, routers: list[Router] | None = None) -> Front:
         route_handlers=[
             watching.build(context, keyring),
             predict.build(context, slots, engine, log, keyring, bodies),
-            operations.build(context, slots, follower, engine, log, keyring, metrics),
+            operations.build(context, slots, follower, engine, log, keyring, metrics, bodies),
             trials.build(context, slots, keyring),
             *management.routers(context, keyring, bodies),
             learning.build(context, keyring),
             samples.build(context, keyring),
+            browse.build(context, keyring),
             inference_protocol.build(
                 slots, engine, keyring, bodies, ready=partial(operations.in_the_way, slots, follower, engine, log)
             ),

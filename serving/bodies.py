@@ -14,7 +14,7 @@ import asyncio
 import base64
 import binascii
 import zlib
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any, TypeVar
 
 import msgspec
@@ -220,6 +220,56 @@ def field_of(body: bytes, content_type: str, name: str) -> bytes:
         InputError: a form that cannot be read, or without that field.
     """
     return _files(body, content_type, (name,))[0]
+
+
+async def opened_form(
+    request: Request[Any, Any, Any], file: str, *, at_most: int = SMALL_BYTES
+) -> tuple[dict[str, str], AsyncIterator[bytes]]:
+    """A form whose last part is a file too large to hold: its fields, and the file piece by piece.
+
+    Args:
+        file: name of the file's field; what comes behind it is not looked at.
+        at_most: bytes of all fields before it.
+
+    Raises:
+        InputError: no such form, no such field, or larger fields; also while the pieces are taken.
+    """
+    parser = PushMultipartParser(_boundary(request.headers.get("content-type", "")), max_segment_count=_MAX_SEGMENTS)
+    events = _form_events(parser, request.stream())
+    fields: dict[str, str] = {}
+    size, name, value = 0, "", bytearray()
+    async for event in events:
+        if isinstance(event, MultipartSegment):
+            if event.name == file:
+                return fields, _until_end(events)
+            name, value = event.name, bytearray()
+        elif event is None:
+            fields[name] = value.decode("utf-8", "replace")
+        else:
+            size += len(event)
+            if size > at_most:
+                raise _too_large(size, at_most)
+            value.extend(event)
+    raise InputError(f"multipart: expected a field {file!r}, found none")
+
+
+async def _form_events(parser: PushMultipartParser, chunks: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+    try:
+        with parser:
+            async for chunk in chunks:
+                if chunk:
+                    for event in parser.parse(chunk):
+                        yield event
+    except (MultipartError, UnicodeDecodeError, ValueError) as error:
+        raise InputError(f"multipart: the body cannot be read: {error}") from None
+
+
+async def _until_end(events: AsyncIterator[Any]) -> AsyncIterator[bytes]:
+    async for event in events:
+        if event is None:
+            return
+        if not isinstance(event, MultipartSegment):
+            yield bytes(event)
 
 
 async def settled(ticket: Ticket, request: Request[Any, Any, Any]) -> Any:

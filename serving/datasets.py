@@ -1,7 +1,9 @@
 """Data sets over HTTP: uploaded, listed, counted, compared, exported; and jobs, whose results are fetched here.
 
-A zip goes into the store piece by piece and a `batch` worker imports it: the answer is a job. So are an export and a sheet
-of augmented images; `/v1/jobs/{id}` says how far they are and `/v1/jobs/{id}/file` gives what they made.
+A zip goes into the store piece by piece and a `batch` worker imports it: the answer is a job. So are a frozen version, an
+export and a sheet of augmented images; `/v1/jobs/{id}` says how far they are and `/v1/jobs/{id}/file` gives what they made.
+
+    make_model | receive | imports | versions | freeze | export | job | file_of -> the handlers here, and the console
 
 Errors: NotFoundError for a model, version or job, and for a file that is not there yet; InputError 413, 415.
 """
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -24,7 +27,7 @@ from litestar.response import Stream
 from litestar.status_codes import HTTP_202_ACCEPTED
 from sqlmodel import col, select
 
-from serving import schemas
+from serving import reads, schemas
 from serving.auth import Keyring, needs
 from serving.bodies import Bodies, read_json
 from sutdol import dataset_versions, jobs, registry
@@ -34,6 +37,7 @@ from sutdol.tables import Dataset, DatasetVersion, Job, new_id
 
 MAX_BYTES = 100_000
 MAX_ZIP_BYTES = 50_000_000_000
+KINDS = ("retrain.import", "retrain.freeze", "retrain.export")
 FILES = {".zip": "application/zip", ".jpg": "image/jpeg"}
 _MAGIC = b"PK\x03\x04"
 
@@ -104,6 +108,26 @@ class JobInfo(msgspec.Struct):
     finished_at: float | None
 
 
+class ModelIn(msgspec.Struct, forbid_unknown_fields=True):
+    """A new model; `task` is classify, multilabel or detect, and without a family the task's usual one is taken."""
+
+    name: str
+    task: str
+    family: str = ""
+    classes: list[str] = []
+
+
+@dataclass
+class ModelOperation(Operation):
+    """The body of `POST /v1/models`, a route of `operations`: all that share a path have to be in one router."""
+
+    def __post_init__(self) -> None:
+        task = Schema(type=OpenAPIType.STRING, enum=list(registry.DEFAULT_FAMILY))
+        text, names = schemas.TEXT, schemas.several(schemas.TEXT)
+        wanted = schemas.record(["name", "task"], closed=True, name=text, task=task, family=text, classes=names)
+        self.request_body = schemas.body("The new model.", {"application/json": wanted})
+
+
 @dataclass
 class _ZipOperation(Operation):
     def __post_init__(self) -> None:
@@ -161,26 +185,8 @@ def build(context: Context, keyring: Keyring, bodies: Bodies) -> Router:
         memo: str = "",
         resplit: bool = False,
     ) -> JobInfo:
-        await asyncio.to_thread(_known, context, model)
-        key = f"uploads/{new_id()}.zip"
-        (context.settings.home / "uploads").mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=context.settings.home / "uploads") as file:
-            size = 0
-            async for chunk in request.stream():
-                if size == 0 and not chunk.startswith(_MAGIC[: len(chunk)]):
-                    raise InputError(
-                        "expected a zip file as the body", status=415, hint="zip the folder and send the file"
-                    )
-                size += len(chunk)
-                if size > MAX_ZIP_BYTES:
-                    raise InputError(f"zip: expected at most {MAX_ZIP_BYTES:,} bytes", status=413)
-                await asyncio.to_thread(file.write, chunk)
-            if size == 0:
-                raise InputError("expected a zip file as the body, found nothing")
-            file.flush()
-            await asyncio.to_thread(context.store.put_file, key, Path(file.name))
         plan = {"format": format, "group": group, "name": name, "memo": memo, "resplit": resplit}
-        return await asyncio.to_thread(_send, context, "retrain.import", {"model": model, "key": key, **plan})
+        return await receive(context, model, request.stream(), plan)
 
     @get(
         "/v1/models/{model:str}/imports",
@@ -189,12 +195,7 @@ def build(context: Context, keyring: Keyring, bodies: Bodies) -> Router:
         **looked_at,
     )
     def list_imports(model: str) -> list[ImportInfo]:
-        with database.read() as session:
-            registry.get_model(session, model)
-            rows = session.exec(
-                select(Dataset).where(Dataset.model == model).order_by(col(Dataset.created_at).desc())
-            ).all()
-        return [_told(row, ImportInfo) for row in rows]
+        return imports(context, model)
 
     @get(
         "/v1/models/{model:str}/dataset-versions",
@@ -203,11 +204,18 @@ def build(context: Context, keyring: Keyring, bodies: Bodies) -> Router:
         **looked_at,
     )
     def list_versions(model: str) -> list[DatasetVersionInfo]:
-        order = col(DatasetVersion.number).desc()
-        with database.read() as session:
-            registry.get_model(session, model)
-            rows = session.exec(select(DatasetVersion).where(DatasetVersion.model == model).order_by(order)).all()
-        return [_told(row, DatasetVersionInfo) for row in rows]
+        return versions(context, model)
+
+    @post(
+        "/v1/models/{model:str}/dataset-versions",
+        summary="Freeze the labels as they are into a dataset version",
+        description="The newest one again when nothing changed since; the job's result says its number.",
+        operation_id="freeze_dataset",
+        sync_to_thread=True,
+        **accepted,
+    )
+    def freeze_dataset(model: str, name: str = "") -> JobInfo:
+        return freeze(context, model, name)
 
     @get(
         "/v1/models/{model:str}/dataset-versions/{number:int}/statistics",
@@ -238,18 +246,11 @@ def build(context: Context, keyring: Keyring, bodies: Bodies) -> Router:
         guards=[admin],
         tags=["datasets"],
     )
-    async def describe(request: HttpRequest, model: str, number: int) -> DatasetVersionInfo:
+    async def describe_version(request: HttpRequest, model: str, number: int) -> DatasetVersionInfo:
         async with bodies.of(request, at_most=MAX_BYTES) as body:
             words = read_json(body, Words)
 
-        def write() -> DatasetVersionInfo:
-            with database.begin() as session:
-                row = dataset_versions.get_version(session, model, number)
-                dataset_versions.describe(row, name=words.name, tags=words.tags, memo=words.memo)
-                session.add(row)
-            return _told(row, DatasetVersionInfo)
-
-        return await asyncio.to_thread(write)
+        return await asyncio.to_thread(describe, context, model, number, words)
 
     @post(
         "/v1/models/{model:str}/exports",
@@ -258,17 +259,11 @@ def build(context: Context, keyring: Keyring, bodies: Bodies) -> Router:
         operation_class=_ExportOperation,
         **accepted,
     )
-    async def export(request: HttpRequest, model: str) -> JobInfo:
+    async def export_dataset(request: HttpRequest, model: str) -> JobInfo:
         async with bodies.of(request, at_most=MAX_BYTES) as body:
             wanted = read_json(body, ExportIn)
 
-        def write() -> JobInfo:
-            with database.read() as session:
-                version = dataset_versions.get_version(session, model, wanted.version)
-            payload = {"model": model, "version": version.number, "format": wanted.format}
-            return _send(context, "retrain.export", payload)
-
-        return await asyncio.to_thread(write)
+        return await asyncio.to_thread(export, context, model, wanted)
 
     @post(
         "/v1/models/{model:str}/previews",
@@ -288,7 +283,7 @@ def build(context: Context, keyring: Keyring, bodies: Bodies) -> Router:
 
     @get("/v1/jobs/{job_id:str}", summary="How far a job is", operation_id="get_job", **looked_at)
     def get_job(job_id: str) -> JobInfo:
-        return _told(_job(context, job_id), JobInfo)
+        return job(context, job_id)
 
     @get(
         "/v1/jobs/{job_id:str}/file",
@@ -299,27 +294,125 @@ def build(context: Context, keyring: Keyring, bodies: Bodies) -> Router:
         tags=["datasets"],
     )
     def get_file(job_id: str) -> Stream:
-        job = _job(context, job_id)
-        key = str((job.result or {}).get("key", ""))
-        if job.state != "done" or not key.startswith(("exports/", "previews/")):
-            raise NotFoundError(f"job {job_id} has no file: it is {job.state}")
-        name = key.rsplit("/", 1)[1]
-        headers = {"content-disposition": f'attachment; filename="{name}"'}
-        return Stream(context.store.chunks(key), media_type=FILES[Path(name).suffix], headers=headers)
+        return file_of(context, job_id)
 
     handlers = [
         import_dataset,
         list_imports,
         list_versions,
+        freeze_dataset,
         statistics,
         diff,
-        describe,
-        export,
+        describe_version,
+        export_dataset,
         preview,
         get_job,
         get_file,
     ]
     return Router("/", route_handlers=handlers)
+
+
+def make_model(context: Context, wanted: ModelIn) -> reads.ModelInfo:
+    """Name a new model. Raises InputError for a name or task that is none, ConflictError when there is one."""
+    if wanted.task not in registry.DEFAULT_FAMILY:
+        raise InputError(f"task {wanted.task!r}: expected one of {', '.join(registry.DEFAULT_FAMILY)}")
+    family = wanted.family or registry.DEFAULT_FAMILY[wanted.task]
+    with context.database.begin() as session:
+        registry.create_model(session, wanted.name, task=wanted.task, classes=wanted.classes, family=family)  # type: ignore[arg-type]
+    return reads.model(context.database, {}, wanted.name)
+
+
+async def receive(context: Context, model: str, zipped: AsyncIterator[bytes], plan: dict[str, Any]) -> JobInfo:
+    """Put a zip that comes piece by piece into the store, and send the job that imports it.
+
+    Args:
+        plan: format, group, name, memo, resplit; see `retrain.imports.Plan`.
+
+    Raises:
+        NotFoundError: no such model. InputError: 415 no zip, 413 too large, 400 nothing.
+    """
+    await asyncio.to_thread(_known, context, model)
+    key = f"uploads/{new_id()}.zip"
+    (context.settings.home / "uploads").mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=context.settings.home / "uploads") as file:
+        size = 0
+        async for chunk in zipped:
+            if size == 0 and not chunk.startswith(_MAGIC[: len(chunk)]):
+                raise InputError("expected a zip file as the body", status=415, hint="zip the folder and send the file")
+            size += len(chunk)
+            if size > MAX_ZIP_BYTES:
+                raise InputError(f"zip: expected at most {MAX_ZIP_BYTES:,} bytes", status=413)
+            await asyncio.to_thread(file.write, chunk)
+        if size == 0:
+            raise InputError("expected a zip file as the body, found nothing")
+        file.flush()
+        await asyncio.to_thread(context.store.put_file, key, Path(file.name))
+    return await asyncio.to_thread(_send, context, "retrain.import", {"model": model, "key": key, **plan})
+
+
+def imports(context: Context, model: str) -> list[ImportInfo]:
+    """Imports of a model, newest first. Raises NotFoundError."""
+    query = select(Dataset).where(Dataset.model == model).order_by(col(Dataset.created_at).desc())
+    with context.database.read() as session:
+        registry.get_model(session, model)
+        return [_told(row, ImportInfo) for row in session.exec(query)]
+
+
+def versions(context: Context, model: str, *, limit: int | None = None) -> list[DatasetVersionInfo]:
+    """Frozen versions of a model, newest first. Raises NotFoundError."""
+    query = select(DatasetVersion).where(DatasetVersion.model == model).order_by(col(DatasetVersion.number).desc())
+    with context.database.read() as session:
+        registry.get_model(session, model)
+        return [_told(row, DatasetVersionInfo) for row in session.exec(query.limit(limit))]
+
+
+def freeze(context: Context, model: str, name: str = "") -> JobInfo:
+    """Send the job that freezes the labels as they are. Raises NotFoundError."""
+    _known(context, model)
+    return _send(context, "retrain.freeze", {"model": model, "name": name})
+
+
+def describe(context: Context, model: str, number: int, words: Words) -> DatasetVersionInfo:
+    """Say something about a version. Raises NotFoundError."""
+    with context.database.begin() as session:
+        row = dataset_versions.get_version(session, model, number)
+        dataset_versions.describe(row, name=words.name, tags=words.tags, memo=words.memo)
+        session.add(row)
+    return _told(row, DatasetVersionInfo)
+
+
+def export(context: Context, model: str, wanted: ExportIn) -> JobInfo:
+    """Send the job that makes a zip of a version. Raises NotFoundError."""
+    with context.database.read() as session:
+        version = dataset_versions.get_version(session, model, wanted.version)
+    payload = {"model": model, "version": version.number, "format": wanted.format}
+    return _send(context, "retrain.export", payload)
+
+
+def job(context: Context, job_id: str) -> JobInfo:
+    """How far a job is. Raises NotFoundError."""
+    return _told(_job(context, job_id), JobInfo)
+
+
+def jobs_of(context: Context, model: str, *, limit: int = 10) -> list[JobInfo]:
+    """The newest imports, versions and exports of a model that are under way, have failed, or left a file."""
+    shown = (col(Job.queue) == "batch", col(Job.state).in_(("queued", "running", "done", "failed")))
+    query = select(Job).where(*shown, col(Job.kind).in_(KINDS)).order_by(col(Job.id).desc()).limit(100)
+    with context.database.read() as session:
+        rows = [row for row in session.exec(query) if row.payload.get("model") == model]
+    kept = [row for row in rows if row.state != "done" or row.kind == "retrain.export"]
+    return [_told(row, JobInfo) for row in kept[:limit]]
+
+
+def file_of(context: Context, job_id: str) -> Stream:
+    """The file that a job made. Raises NotFoundError."""
+    job = _job(context, job_id)
+    key = str((job.result or {}).get("key", ""))
+    if job.state != "done" or not key.startswith(("exports/", "previews/")):
+        raise NotFoundError(f"job {job_id} has no file: it is {job.state}")
+    name = key.rsplit("/", 1)[1]
+    headers = {"content-disposition": f'attachment; filename="{name}"'}
+    return Stream(context.store.chunks(key), media_type=FILES[Path(name).suffix], headers=headers)
 
 
 def _known(context: Context, model: str) -> None:

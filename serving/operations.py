@@ -9,6 +9,7 @@ Errors: NotFoundError, ConflictError 409 (refused, not ready, nothing to roll ba
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Any
 
 import msgspec
@@ -18,9 +19,10 @@ from litestar.datastructures import State
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import Parameter
 
+from serving import datasets, reads
 from serving import metrics as exposition
-from serving import reads
 from serving.auth import Keyring, needs
+from serving.bodies import Bodies, read_json
 from serving.engine import Engine
 from serving.follow import Follower
 from serving.log import LogWriter
@@ -74,6 +76,7 @@ def build(
     log: LogWriter,
     keyring: Keyring,
     metrics: Metrics,
+    bodies: Bodies,
 ) -> Router:
     """The routes of this file."""
     database = context.database
@@ -110,6 +113,21 @@ def build(
     )
     def list_models() -> list[ModelInfo]:
         return reads.models(database, slots.serving())
+
+    @post(
+        "/v1/models",
+        guards=[admin],
+        operation_class=datasets.ModelOperation,
+        status_code=201,
+        summary="Name a new model",
+        description="Its classes come with its first import.",
+        tags=["models"],
+        operation_id="make_model",
+    )
+    async def make_model(request: HttpRequest) -> ModelInfo:
+        async with bodies.of(request, at_most=datasets.MAX_BYTES) as body:
+            wanted = read_json(body, datasets.ModelIn)
+        return await asyncio.to_thread(datasets.make_model, context, wanted)
 
     @get(
         "/v1/models/{model:str}",
@@ -200,6 +218,7 @@ def build(
         readyz,
         metrics_text,
         list_models,
+        make_model,
         get_model,
         list_versions,
         promote,

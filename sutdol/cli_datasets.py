@@ -68,7 +68,7 @@ def import_(
     with context.database.begin() as session:
         new = session.get(Model, model) is None
         if new:
-            chosen = family or ("yolo" if kind == "detect" else "timm")
+            chosen = family or registry.DEFAULT_FAMILY[kind]
             registry.create_model(session, model, task=kind, classes=[], family=chosen)
         if later:
             payload = {"model": model, "path": str(path.absolute()), "format": format, **plan}

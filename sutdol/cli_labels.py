@@ -82,9 +82,7 @@ def labels_adopt(
     context = open_home(home)
     with context.database.begin() as session:
         if task is not None and session.get(Model, model) is None:
-            registry.create_model(
-                session, model, task=task, classes=[], family=family or ("yolo" if task == "detect" else "timm")
-            )
+            registry.create_model(session, model, task=task, classes=[], family=family or registry.DEFAULT_FAMILY[task])
     payload = {"model": model, "project_id": project, "trust": not check}
     _bridge_job(home, "bridge.adopt", payload, then="bridge.push" if check else None)
 

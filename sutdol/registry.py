@@ -32,6 +32,8 @@ from sutdol.stores import Store
 from sutdol.tables import Alias, Decision, Model, ModelVersion, Rollout, now
 from sutdol.types import Manifest, Task
 
+DEFAULT_FAMILY: dict[str, str] = {"classify": "timm", "multilabel": "timm", "detect": "yolo"}
+"""What a new model is trained with, unless somebody says otherwise, by its task."""
 _SLUG = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _REFERENCE = re.compile(r"(?:models:/)?(?P<model>[a-z0-9-]+)(?:[@/](?P<which>[a-z][a-z0-9-]*|[0-9]+))?")
 

@@ -30,6 +30,7 @@ HEADERS = {
 SECTIONS = (
     ("/console", "Live"),
     ("/console/labels", "Labels"),
+    ("/console/datasets", "Datasets"),
     ("/console/training", "Training"),
     ("/console/models", "Models"),
     ("/console/evaluation", "Evaluation"),

@@ -19,7 +19,19 @@ from litestar.static_files import create_static_files_router
 
 from serving.web import assets, text
 from serving.web.desk import Desk
-from serving.web.pages import decisions, evaluation, labels, live, models, sample, settings, training, try_it, versions
+from serving.web.pages import (
+    datasets,
+    decisions,
+    evaluation,
+    labels,
+    live,
+    models,
+    sample,
+    settings,
+    training,
+    try_it,
+    versions,
+)
 from serving.web.render import go
 from sutdol.errors import AuthError, BusyError, SetupError, SutdolError
 
@@ -36,7 +48,7 @@ def build(desk: Desk) -> Router:
         cache_control=CacheControlHeader(max_age=3600, public=True),
         include_in_schema=False,
     )
-    screens = (live, labels, training, models, versions, evaluation, sample, decisions, try_it, settings)
+    screens = (live, labels, datasets, training, models, versions, evaluation, sample, decisions, try_it, settings)
     pages = [page.build(desk) for page in screens]
     doors = _doors(desk)
 

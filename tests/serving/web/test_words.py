@@ -8,6 +8,7 @@ from pathlib import Path
 from babel.messages.pofile import read_po
 
 from serving.web import assets
+from serving.web.pages.datasets import ARMS, KINDS, TASKS
 from serving.web.pages.evaluation import NAMES
 from serving.web.pages.labels import STATES
 from serving.web.pages.versions import CHANGES
@@ -18,6 +19,10 @@ DYNAMIC = [
     *(name for _, name in SECTIONS),
     *STATES.values(),
     *NAMES.values(),
+    *KINDS.values(),
+    *TASKS,
+    *ARMS,
+    *("added", "removed", "relabelled", "moved", "queued", "running"),
     *("imported", "annotation", "auto", "in_studio", "merged", "valid", "deleted", "invalid", "empty", "margin"),
     *("drawn", "unfamiliar", "empty", "disagree", "diverse", "weak", "gold"),
     *("champion", "challenger", "previous"),
