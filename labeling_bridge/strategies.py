@@ -8,7 +8,7 @@ feature space weighted by doubt, one from each. With hardly any labels yet doubt
 of each cluster instead.
 
 Sources: weighted k-means over uncertain candidates, Zhdanov 2019 (arXiv:1901.05954); typical first, Hacohen et al. 2022
-(arXiv:2202.02794); seeding, Arthur & Vassilvitskii 2007.
+(arXiv:2202.02794).
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from sutdol.grouping import clusters, distances
+
 Float = NDArray[np.float64]
 BEFORE_CLUSTERS = 10
 NEIGHBOURS = 20
-_ROUNDS = 20
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def typical(candidates: list[Candidate], room: int, rng: np.random.Generator) ->
     typicality = np.empty(len(candidates))
     chosen = []
     for members in sorted(_members(clusters(x, room, rng)), key=len, reverse=True):
-        near = _distances(x[members], x[members])
+        near = distances(x[members], x[members])
         k = min(NEIGHBOURS, len(members) - 1)
         mean = np.sort(near, axis=1)[:, 1 : k + 1].mean(axis=1) if k else np.zeros(1)
         typicality[members] = 1 / (1 + mean)
@@ -143,31 +144,6 @@ def choose(candidates: list[Candidate], room: int, rng: np.random.Generator, *, 
     return chosen[: max(room, 0)]
 
 
-def clusters(x: Float, k: int, rng: np.random.Generator, *, weights: Float | None = None) -> NDArray[np.int64]:
-    """Cluster number of each row of x (n, m) by weighted k-means, k <= n; every cluster has a member.
-
-    >>> clusters(np.array([[0.0], [0.1], [9.0]]), 2, np.random.default_rng(0)).tolist() in ([0, 0, 1], [1, 1, 0])
-    True
-    """
-    w = np.ones(len(x)) if weights is None else weights
-    centres = x[[int(rng.choice(len(x), p=w / w.sum()))]]
-    for _ in range(k - 1):
-        far = _distances(x, centres).min(axis=1) ** 2 * w
-        pick = int(rng.choice(len(x), p=far / far.sum())) if far.sum() > 0 else int(rng.integers(len(x)))
-        centres = np.concatenate([centres, x[[pick]]])
-    group = np.full(len(x), -1, np.int64)
-    for _ in range(_ROUNDS):
-        found = _distances(x, centres).argmin(axis=1)
-        if (found == group).all():
-            break
-        group = found
-        for c in range(k):
-            mine = group == c
-            if mine.any():
-                centres[c] = np.average(x[mine], axis=0, weights=w[mine])
-    return group
-
-
 def _members(group: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     return [np.flatnonzero(group == c) for c in np.unique(group)]
 
@@ -178,11 +154,6 @@ def _features(candidates: Sequence[Candidate]) -> Float | None:
     if not found or len(found) < len(candidates) or len({f.shape for f in found}) > 1:
         return None
     return np.stack(found).astype(np.float64)
-
-
-def _distances(a: Float, b: Float) -> Float:
-    squared = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1)[None, :] - 2 * a @ b.T
-    return np.asarray(np.sqrt(np.maximum(squared, 0.0)))
 
 
 def _first(chosen: list[int], rest: Float) -> list[float]:

@@ -74,6 +74,8 @@ def sweep_model(running: Running, studio: Studio, slug: str) -> dict[str, int]:
                     unread.append(kept.id)
                 elif kept is not None:
                     unwanted.append(kept.id)
+            elif kept is None and row.state == "annotated" and row.studio_task_id is None:
+                continue  # answered without Label Studio: nothing is missing there
             elif kept is None:
                 row.state, row.studio_task_id, row.project_id, row.not_before = "queued", None, None, 0.0
                 requeued += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from litestar import Router
 
-from serving import adoptions, batches, comparisons, copies, datasets, evaluations, training, versions
+from serving import adoptions, batches, comparisons, copies, datasets, evaluations, groups, training, versions
 from serving.auth import Keyring
 from serving.bodies import Bodies
 from sutdol.context import Context
@@ -12,5 +12,5 @@ from sutdol.context import Context
 
 def routers(context: Context, keyring: Keyring, bodies: Bodies) -> list[Router]:
     """One router per subject."""
-    subjects = (adoptions, versions, evaluations, batches, copies, datasets, training)
+    subjects = (adoptions, versions, evaluations, batches, copies, datasets, groups, training)
     return [*(module.build(context, keyring, bodies) for module in subjects), comparisons.build(context, keyring)]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from labeling_bridge.strategies import STRATEGIES, Candidate, choose, clusters, typical
+from labeling_bridge.strategies import STRATEGIES, Candidate, choose, typical
+from sutdol.grouping import clusters
 
 
 def candidates(n: int, arm: str = "unfamiliar") -> list[Candidate]:

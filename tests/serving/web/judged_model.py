@@ -24,6 +24,32 @@ IMAGES = 40
 WRONG = 10
 """Labels that say another class than the picture."""
 
+PAGES = {
+    "/console/evaluation": "label",
+    "/console/evaluation/EVALUATION": "label",
+    "/console/evaluation/EVALUATION/part": "label",
+    "/console/evaluation/EVALUATION/items": "label",
+    "/console/evaluation/EVALUATION/sweep": "label",
+    "/console/sample/SAMPLE": "label",
+    "/console/datasets": "label",
+    f"/console/labels/{SLUG}/unfamiliar": "label",
+    f"/console/datasets/{SLUG}": "label",
+    f"/console/datasets/{SLUG}/jobs": "label",
+    f"/console/datasets/{SLUG}/images": "label",
+    f"/console/datasets/{SLUG}/versions/1": "label",
+    f"/console/datasets/{SLUG}/versions/1/statistics": "label",
+    f"/console/datasets/{SLUG}/versions/1/diff": "label",
+    "/console/samples/SAMPLE/small": "label",
+}
+"""Every page of these screens and the least scope that sees it."""
+PATTERNS = {
+    "EVALUATION": "{evaluation_id:str}",
+    "SAMPLE": "{sample_id:str}",
+    f"/{SLUG}": "/{model:str}",
+    "versions/1": "versions/{number:int}",
+}
+"""What stands in an address -> what stands for it in its route."""
+
 
 @dataclass(frozen=True)
 class Judged:
@@ -114,3 +140,13 @@ def judge(served: Served) -> Judged:
         data = session.exec(select(DatasetVersion).where(DatasetVersion.model == SLUG)).one()
         assert data.number == 1
         return Judged(job_id, label.sample_id)
+
+
+def routes() -> set[str]:
+    """The routes of PAGES, as the handlers write them, and of the file that needs a job."""
+    found = {"/console/datasets/{model:str}/jobs/{job_id:str}/file"}
+    for page in PAGES:
+        for shown, pattern in PATTERNS.items():
+            page = page.replace(shown, pattern)
+        found.add(page)
+    return found
