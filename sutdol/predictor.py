@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -31,12 +30,17 @@ GOLDEN_TOLERANCE = 2e-3
 TOP_CLASSES = 5
 
 
-@dataclass(frozen=True)
+@dataclass
 class Raw:
-    """What the model said about a batch: scores and features of `types.Manifest`."""
+    """What the model said about a batch: scores and features of `types.Manifest`.
+
+    Attributes:
+        strangeness: OOD score of every image, (n,); None until `interpret` reads the first one.
+    """
 
     scores: Float32
     features: Float32
+    strangeness: NDArray[np.float64] | None = None
 
 
 def fit_input(rgb: images.Rgb, spec: InputSpec) -> images.Rgb:
@@ -201,19 +205,11 @@ class Predictor:
 
     def interpret(self, raw: Raw, i: int, original_hw: tuple[int, int]) -> Prediction:
         """Row `i` of a batch's answer, for an image whose normalised size was `original_hw`."""
-        return self._interpreted(raw, i, original_hw, self._ood_scores(raw.features[i : i + 1])[0])
-
-    def interpret_all(self, raw: Raw, originals_hw: Sequence[tuple[int, int]]) -> list[Prediction]:
-        """`interpret` for every row of a batch: what is compared with the bank goes through one matrix product."""
-        ood_scores = self._ood_scores(raw.features)
-        return [self._interpreted(raw, i, hw, ood_scores[i]) for i, hw in enumerate(originals_hw)]
-
-    def _ood_scores(self, features: Float32) -> list[float | None]:
-        return [None] * len(features) if self.ood is None else [float(s) for s in self.ood.score(features)]
-
-    def _interpreted(self, raw: Raw, i: int, original_hw: tuple[int, int], ood_score: float | None) -> Prediction:
-        height, width = original_hw
-        common = {"ood_score": ood_score, "height_px": height, "width_px": width, "features": raw.features[i]}
+        features = raw.features[i]
+        if raw.strangeness is None and self.ood:
+            raw.strangeness = self.ood.score(raw.features)  # a batch costs little more than one image
+        ood_score = None if raw.strangeness is None else float(raw.strangeness[i])
+        common = {"ood_score": ood_score, "height_px": original_hw[0], "width_px": original_hw[1], "features": features}
         if self.manifest.task == "detect":
             return self._boxes(raw.scores[i], original_hw, common)
         return self._classes(raw.scores[i], common)

@@ -202,7 +202,7 @@ class _Attempt:
             return []
         try:
             raw = predictor.run(np.stack([one.tensor for one in ready]))
-            predictions = predictor.interpret_all(raw, [one.size_hw for one in ready])
+            predictions = [predictor.interpret(raw, i, one.size_hw) for i, one in enumerate(ready)]
         except SutdolError as error:
             if len(ready) == 1:
                 return [_refused(ready[0].item, error)]

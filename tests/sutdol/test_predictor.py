@@ -219,9 +219,8 @@ def test_a_whole_batch_is_read_as_its_rows_are(context: Context) -> None:
     predictor = Predictor.open(context.store, "tiny", tiny_models.classifier_bundle(context))
     rng = np.random.default_rng(0)
     raw = predictor.run(np.stack([predictor.prepare(rng.integers(0, 255, (32, 32, 3), np.uint8)) for _ in range(5)]))
-    together = predictor.interpret_all(raw, [(32, 32)] * 5)
+    together = [predictor.interpret(raw, i, (32, 32)) for i in range(5)]
     for i, found in enumerate(together):
-        alone = predictor.interpret(raw, i, (32, 32))
+        alone = predictor.interpret(Raw(raw.scores[i : i + 1], raw.features[i : i + 1]), 0, (32, 32))
         assert found.classes == alone.classes
         assert found.ood_score == pytest.approx(alone.ood_score, abs=1e-4)
-    assert predictor.interpret_all(Raw(raw.scores[:0], raw.features[:0]), []) == []
