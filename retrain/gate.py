@@ -11,8 +11,8 @@ gain    On at least one of the slices named before the run (overall, recent, new
         significantly better: McNemar mid-p for classes, paired image bootstrap of mAP50 for boxes, one-sided, Holm over
         these slices, at the alpha that this look at the test set may spend (`stats.alpha_for_look`). A slice too small
         to ever reach that alpha, or equal to another one, is left out of the family, whatever it shows.
-classes No class with at least 100 test items may lose significantly (Holm over these classes); the others are listed as
-        "not enough evidence".
+classes No class with at least 100 test items may lose significantly (Holm over these classes, each with the chance that
+        its discordant items leave it); the others are listed as "not enough evidence".
 limits  Latency and size, where limits are given.
 
 A candidate that is meant only to be faster (INT8, FP16) claims no gain: instead of it the lower end of its measured speed-up
@@ -108,6 +108,10 @@ class Difference:
     worse: float
     wins: int | None = None
     losses: int | None = None
+
+    def chance_of_worse(self, p: float) -> float:
+        """How likely `worse` is at most `p` when nothing is lost."""
+        return p if self.wins is None or self.losses is None else stats.midp_chance(self.wins + self.losses, p)
 
 
 def judge(
@@ -328,7 +332,8 @@ def _class_guard(
     enough = [c for c in classes if len(places[c]) >= ENOUGH_ITEMS]
     unknown = {c: len(places[c]) for c in classes if c not in enough}
     differences = {c: compare.of_class(c, places[c]) for c in enough}
-    adjusted = dict(zip(enough, stats.holm([differences[c].worse for c in enough]), strict=True))
+    worse, chances = [differences[c].worse for c in enough], [differences[c].chance_of_worse for c in enough]
+    adjusted = dict(zip(enough, stats.holm(worse, chances), strict=True))
     lost = [c for c in enough if adjusted[c] <= LOSS_ALPHA and differences[c].difference < 0]
     lines = [
         f"NO  Class {c} lost: {differences[c].candidate:.1%} against {differences[c].champion:.1%} on "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -109,6 +110,34 @@ def test_holm_refuses_what_is_no_probability(p_values: list[float]) -> None:
     """NaN sorts anywhere, so it must never get in."""
     with pytest.raises(InputError):
         stats.holm(p_values)
+
+
+def test_a_class_that_cannot_come_low_takes_nothing_from_the_others() -> None:
+    """Ten classes, nine of which differ on two items: Holm alone would forgive a loss of 11 to 2 in the tenth."""
+    ps = [stats.mcnemar_midp(2, 11).worse, *[stats.mcnemar_midp(1, 1).worse] * 9]
+    chances = [lambda p, n=n: stats.midp_chance(n, p) for n in (13, *[2] * 9)]
+    assert stats.holm(ps)[0] > 0.05
+    assert stats.holm(ps, chances)[0] < 0.05
+
+
+def test_by_chance_the_guard_of_classes_blocks_no_more_often_than_it_says() -> None:
+    """Exactly, by adding up what is likely: three classes with 5, 9 and 14 discordant fair coins each."""
+    sizes, blocked = (5, 9, 14), 0.0
+    chances = [lambda p, n=n: stats.midp_chance(n, p) for n in sizes]
+    for losses in itertools.product(*(range(n + 1) for n in sizes)):
+        ps = [stats.mcnemar_midp(n - k, k).worse for n, k in zip(sizes, losses, strict=True)]
+        likely = math.prod(math.comb(n, k) / 2**n for n, k in zip(sizes, losses, strict=True))
+        blocked += likely * (min(stats.holm(ps, chances)) <= 0.05)
+    assert 0.02 < blocked <= 0.05
+
+
+@pytest.mark.parametrize("n", [0, 1, 8, 23])
+def test_the_chance_of_a_midp_is_that_of_the_counts_that_reach_it(n: int) -> None:
+    """Against the definition, at and around every value that there is."""
+    worse = [stats.mcnemar_midp(n - k, k).worse for k in range(n + 1)]
+    for p in {0.0, 1.0, *worse, *(w - 1e-6 for w in worse)}:
+        expected = sum(math.comb(n, k) / 2**n for k in range(n + 1) if worse[k] <= p * (1 + 1e-9))
+        assert stats.midp_chance(n, p) == pytest.approx(expected)
 
 
 def test_the_bootstrap_of_a_mean_agrees_with_the_normal_interval() -> None:
