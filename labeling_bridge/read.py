@@ -1,13 +1,14 @@
 """Jobs `bridge.read` and `bridge.hint`: what people answered -> revisions, states, labels.
 
     hint {"model", "studio_task_ids"} ------------------------------------+-> whole tasks -> absorb
-    poll {} -> ids of tasks changed since the cursor -> not read as such -+      -> annotation (append-only) -> resolve -> label
+    poll {} -> changed since the cursor -> answered, not read as such yet +      -> annotation (append-only) -> resolve -> label
 
 `absorb` is idempotent and does not care about order: revisions are keyed by Label Studio's own `updated_at`, and an older
 view of a task cannot delete what a newer one brought. The poll goes back OVERLAP_S behind the cursor, because a change is
 stamped before it is committed; it is complete but for deleted tasks, which the sweep finds. Of the tasks in the overlap it
 reads whole only those whose `updated_at` is not the one read before; and each once more SETTLE_S after that, because Label
 Studio stores an annotation, the counts and the stamp in separate transactions and the first reading may have come between.
+What nobody has answered, by its counts and by what we know, is not read whole: thousands were only just imported.
 
 What nobody can be believed about is asked again by `bridge.reask`, sent in the same transaction: answers that contradict each
 other, or hold something outside the classes (`conflict`: one more person), and annotations that say nothing (`empty`).
@@ -349,15 +350,16 @@ def _answer(row: Annotation) -> Answer:
 
 def _poll(running: Running, studio: Studio, project: StudioProject) -> int:
     try:
-        stamps = studio.changed_since(project.project_id, before(project.cursor, OVERLAP_S))
-        unread = set(stamps) - _settled(running, project.model, stamps)
+        tasks = studio.changed_since(project.project_id, before(project.cursor, OVERLAP_S))
+        unread = set(tasks) - _settled(running, project.model, tasks)
+        unread -= _unanswered(running, project, [tasks[i] for i in sorted(unread) if not tasks[i].answered])
         changed = absorb_all(running, project, studio.whole(project.project_id, unread))
     except StudioError:
         if studio.project(project.project_id) is not None:
             raise
         _send_sweep(running, project.model)
         return 0
-    newest = max(stamps.values(), default="")
+    newest = max((task.updated_at for task in tasks.values()), default="")
     if newest > project.cursor:
         with running.commit() as session:
             row = session.get(StudioProject, project.model)
@@ -373,9 +375,30 @@ def _send_sweep(running: Running, slug: str) -> None:
         jobs.send(session, "bridge.sweep", {"model": slug}, unique_key=f"bridge.sweep:{slug}")
 
 
-def _settled(running: Running, model: str, stamps: dict[int, str]) -> set[int]:
+def _unanswered(running: Running, project: StudioProject, tasks: list[StudioTask]) -> set[int]:
+    """Those of these tasks without any count that are ours and never had an answer; that counts as having read them."""
+    found: set[int] = set()
+    for start in range(0, len(tasks), 500):
+        by_id = {task.id: task for task in tasks[start : start + 500]}
+        running.check_cancelled()
+        with running.commit() as session:
+            rows = select(LabelTask).where(
+                LabelTask.model == project.model,
+                LabelTask.project_id == project.project_id,
+                col(LabelTask.studio_task_id).in_(by_id),
+                ~sa.exists().where(col(Annotation.label_task_id) == col(LabelTask.id)),
+            )
+            for row in session.exec(rows):
+                if row.studio_task_id is not None:
+                    _note_reading(row, by_id[row.studio_task_id])
+                    session.add(row)
+                    found.add(row.studio_task_id)
+    return found
+
+
+def _settled(running: Running, model: str, tasks: dict[int, StudioTask]) -> set[int]:
     """Those of these tasks that were read as they are, twice, or only just now for the first time."""
-    keys = [_stamp(task_id, updated_at) for task_id, updated_at in stamps.items()]
+    keys = [_stamp(task.id, task.updated_at) for task in tasks.values()]
     found: set[int] = set()
     with running.context.database.read() as session:
         for start in range(0, len(keys), 500):

@@ -63,6 +63,18 @@ def test_a_poll_reads_whole_only_what_has_changed(watched, labeler, monkeypatch)
     assert label(context, slug, edited) is None
 
 
+def test_tasks_that_were_only_just_pushed_are_not_read_whole(watched, labeler):
+    """Reading two thousand of them, twice, took five minutes, and what people answered meanwhile waited as long."""
+    context, proxy, slug = watched
+    whole(proxy)
+    assert run(context, "bridge.read") == {"labels": {slug: 0}}
+    assert whole(proxy) == []
+    sample_id = ours(context, slug)[0].sample_id
+    labeler.submit(row(context, slug, sample_id).studio_task_id, {"result": choose("a"), "lead_time": 1.0})
+    assert run(context, "bridge.read") == {"labels": {slug: 1}}
+    assert label(context, slug, sample_id).value["classes"] == ["a"]
+
+
 def test_a_task_read_while_its_answer_was_being_stored_is_read_again(watched, studio, labeler):
     """Label Studio stores answer and stamp one after the other; a reading in between has the stamp and not the answer."""
     context, _, slug = watched

@@ -22,14 +22,22 @@ STREAM = 4_000
 
 
 def ninety_three() -> tuple[Float, Float, Float]:
-    """(confidence, OOD score, right) of a net that is right 93 % of the time: trained on 70 images."""
+    """(confidence, OOD score, right) of the net that is nearest to 93 % right, among those trained on 60 to 110 images.
+
+    The same recipe gives a point more or less on another processor, and the share that it may label hangs on that point.
+    """
     digits = nets.all_digits()
     train, val, outside = nets.split(digits, (600 / len(digits), 200 / len(digits), 1.0), 0)
     rng = np.random.default_rng(0)
-    few, held_out = varied(nets.pick(train, np.arange(70)), rng), varied(val, rng)
-    predictor = nets.net("population-93", few, held_out, CLASSES, seed=0, epochs=12)
-    said = answers(predictor, stream(outside, np.random.default_rng(7), n=STREAM))
-    return said.confidence, said.ood, said.right
+    many, held_out = varied(train, rng), varied(val, rng)
+    seen = stream(outside, np.random.default_rng(7), n=STREAM)
+    found = []
+    for size in range(60, 111, 10):
+        few = nets.pick(many, np.arange(size))
+        said = answers(nets.net(f"population-93-{size}", few, held_out, CLASSES, seed=0, epochs=12), seen)
+        found.append((abs(float(said.right.mean()) - 0.93), size, said))
+    _, _, best = min(found, key=lambda f: f[:2])
+    return best.confidence, best.ood, best.right
 
 
 def of_net(name: str) -> tuple[Float, Float, Float]:

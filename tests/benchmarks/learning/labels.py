@@ -161,9 +161,13 @@ def _run(arm: str, x: np.ndarray, y: np.ndarray, pool: np.ndarray, test: np.ndar
 
 
 def _arrival(curve: np.ndarray, goal: float) -> float:
-    """Labels at which the curve first reaches the goal; one batch more than there is where it never does."""
+    """Labels at which the curve, straight between its rounds, first reaches the goal; one round more where it never does."""
     there = np.flatnonzero(curve >= goal)
-    return float(BATCH * (there[0] + 1 if len(there) else len(curve) + 1))
+    if not len(there):
+        return float(BATCH * (len(curve) + 1))
+    i = int(there[0])
+    short = (curve[i] - goal) / (curve[i] - curve[i - 1]) if i else 0.0
+    return float(BATCH * (i + 1 - short))
 
 
 def _block(inputs: int, outputs: int) -> list[nn.Module]:
