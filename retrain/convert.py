@@ -5,7 +5,7 @@
     onnx         the bundle as it serves: model.onnx (calibration beside it, in the manifest), statistics, golden record
     torchscript  traced by the version's own family from its weights, compared with the ONNX file
     openvino     OpenVINO IR, converted from the ONNX file and compared with it (extra `[openvino]`)
-    tensorflow   not made; `unavailable` says why
+    tensorflow   SavedModel and TFLite, without the features, made by onnx2tf in an environment of its own, compared
 
 `unavailable(format, manifest)` says in words why a version cannot have a form, before anybody waits for it. Whatever is made
 gives the same answers as the ONNX file, within PARITY_MAX, or it is not handed out.
@@ -16,6 +16,7 @@ Errors: NotFoundError (no such format or version), ConflictError (not available,
 from __future__ import annotations
 
 import io
+import os
 import shutil
 import subprocess
 import sys
@@ -37,19 +38,20 @@ from sutdol.events import tell
 from sutdol.jobs import Running
 from sutdol.predictor import Predictor, Raw
 from sutdol.runtime import Float32
-from sutdol.settings import child_environment
+from sutdol.settings import Settings, child_environment
 from sutdol.types import Manifest
 
 PROBES = 3
 CHILD_TIMEOUT_S = 600
+TENSORFLOW_TIMEOUT_S = 1800
 
 
-def unavailable(format: str, manifest: Manifest) -> str | None:
-    """Why a version cannot be had in this form; None when it can."""
-    if format == "tensorflow":
+def unavailable(format: str, manifest: Manifest, settings: Settings | None = None) -> str | None:
+    """Why a version cannot be had in this form, or None. Without settings TensorFlow's environment counts as there."""
+    if format == "tensorflow" and settings and not (settings.tensorflow_venv / "bin" / "onnx2tf").is_file():
         return (
-            "not available because the converters cannot be installed beside us, and onnx2tf in an environment of its own "
-            "stops at our files unless their features are left out; docs/export.md says what was tried and what may work"
+            "not available because there is no onnx2tf where SUTDOL_TENSORFLOW_VENV points; it cannot be installed beside us: "
+            "python3 -m venv .venv-tensorflow && .venv-tensorflow/bin/pip install onnx2tf"
         )
     if format == "openvino" and find_spec("openvino") is None:
         return "not available because OpenVINO is not installed here: pip install 'sutdol[openvino]'"
@@ -88,7 +90,7 @@ def handle(running: Running) -> dict[str, Any]:
         folder.mkdir(parents=True)
         try:
             manifest = registry.read_manifest(context.store, model, version)
-            if (reason := unavailable(format, manifest)) is not None:
+            if (reason := unavailable(format, manifest, context.settings)) is not None:
                 raise InputError(f"{format} of {model} version {version}: {reason}")
             files, told = FORMATS[format](running, manifest, folder)
             context.store.put(key, _zipped(files | {"README.txt": _readme(model, version, manifest, told).encode()}))
@@ -167,7 +169,43 @@ def _traced(running: Running, spec: Spec, folder: Path) -> dict[str, Float32]:
 
 
 def _tensorflow(running: Running, manifest: Manifest, folder: Path) -> tuple[dict[str, bytes], str]:
-    raise ConflictError(str(unavailable("tensorflow", manifest)))
+    """By onnx2tf in an environment of its own; what it made is compared there and here."""
+    venv = running.context.settings.tensorflow_venv.absolute()
+    predictor, images = _probe(running, manifest)
+    (folder / "model.onnx").write_bytes(_bytes_of(running, manifest, "model.onnx"))
+    np.save(folder / "probe.npy", images)
+    done = subprocess.run(
+        [str(venv / "bin" / "python"), str(Path(__file__).with_name("savedmodel.py")), str(folder)],
+        env={
+            "PATH": f"{venv / 'bin'}{os.pathsep}{os.defpath}",
+            "HOME": str(folder),
+            "CUDA_VISIBLE_DEVICES": "",
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+        },
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=TENSORFLOW_TIMEOUT_S,
+    )
+    if done.returncode != 0:
+        lines = [x for x in (done.stdout + done.stderr).decode(errors="replace").splitlines() if "Error" in x]
+        raise ModelError(
+            f"tensorflow: onnx2tf cannot convert this network: {lines[0][:300] if lines else 'it stopped'}"
+        )
+    expected, parity = predictor.run(images).scores, 0.0
+    with np.load(folder / "answers.npz") as answers:
+        for name in ("saved", "small"):
+            found = answers[name]
+            turned = found.ndim == 3 and found.shape != expected.shape
+            parity = max(parity, _difference("scores", expected, found.transpose(0, 2, 1) if turned else found))
+    out = folder / "out"
+    kept = [p for p in sorted(out.rglob("*")) if p.is_file() and "_float16" not in p.name]
+    files = {
+        "model.tflite" if p.suffix == ".tflite" else f"saved_model/{p.relative_to(out)}": p.read_bytes() for p in kept
+    }
+    told = "saved_model/ and model.tflite take one image (1, h, w, 3) float32, channels last, and give the scores"
+    told += " (1, anchors, 4 + classes)" if turned else ""
+    return files | _described(manifest), f"{told}; largest difference from the ONNX file {parity:.2g}."
 
 
 FORMATS: dict[str, Callable[[Running, Manifest, Path], tuple[dict[str, bytes], str]]] = {
@@ -188,11 +226,13 @@ def _probe(running: Running, manifest: Manifest) -> tuple[Predictor, Float32]:
 
 
 def _compare(expected: Raw, scores: Float32, features: Float32) -> float:
-    parity = 0.0
-    for name, want, got in (("scores", expected.scores, scores), ("features", expected.features, features)):
-        if want.shape != got.shape:
-            raise ModelError(f"converted: expected {name} of shape {want.shape}, found {got.shape}")
-        parity = max(parity, float((np.abs(got - want) / np.maximum(np.abs(want), 1.0)).max(initial=0.0)))
+    return max(_difference("scores", expected.scores, scores), _difference("features", expected.features, features))
+
+
+def _difference(name: str, want: Float32, got: Float32) -> float:
+    if want.shape != got.shape:
+        raise ModelError(f"converted: expected {name} of shape {want.shape}, found {got.shape}")
+    parity = float((np.abs(got - want) / np.maximum(np.abs(want), 1.0)).max(initial=0.0))
     if not parity <= PARITY_MAX:
         raise ModelError(f"converted: differs from the ONNX file by {parity:.2g}, allowed is {PARITY_MAX:g}")
     return parity

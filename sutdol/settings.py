@@ -169,6 +169,9 @@ class Settings(BaseSettings):
         "auto", pattern="^(auto|manual)$", description="What happens when the gate passes: auto or manual."
     )
 
+    tensorflow_venv: Path = Field(
+        Path(".venv-tensorflow"), description="Virtual environment with onnx2tf, for exports to TensorFlow."
+    )
     mlflow_url: str = Field(
         "", description="MLflow server that gets a copy of the registry (http://..., sqlite:///...). Empty: none."
     )

@@ -31,6 +31,7 @@ HOME_OF = {
     "effdet": ["retrain/"],
     "apprise": ["sutdol/notify.py"],
     "mlflow": ["sutdol/mirror.py"],
+    "tensorflow": ["retrain/savedmodel.py"],
     "torch_pruning": ["retrain/families/_prune.py"],
     "open_clip": ["retrain/encoders.py"],
     "httpx": [

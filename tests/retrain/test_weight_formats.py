@@ -24,6 +24,7 @@ from sutdol.errors import ConflictError, NotFoundError
 from sutdol.images import encode_png
 from sutdol.jobs import worker
 from sutdol.predictor import Predictor
+from sutdol.settings import load
 from sutdol.tables import Job
 from sutdol.types import Label, Manifest
 from tests.foreign_models import classifier
@@ -73,6 +74,18 @@ def test_openvino_gives_the_same_answers(context: Context, tmp_path: Path) -> No
     np.testing.assert_allclose(np.load(tmp_path / "y.npy"), expected, rtol=2e-2, atol=2e-2)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(not (load().tensorflow_venv / "bin" / "onnx2tf").is_file(), reason="no environment with onnx2tf")
+def test_tensorflow_answers_as_the_file_that_serves(context: Context) -> None:
+    """Both forms are compared before they are handed out, so being handed out is the proof."""
+    classifier_bundle(context, onnx_bytes=convolutional_onnx(), ood=False)
+    job, files = run(context, "tiny", "tensorflow")
+    assert job.state == "done", job.error
+    assert {"model.tflite", "saved_model/saved_model.pb", "manifest.json", "README.txt"} <= set(files)
+    assert b"channels last" in files["README.txt"]
+
+
 REASONS = [
     ("tensorflow", {}, {}, "onnx2tf"),
     ("torchscript", {}, {"adopted": "x"}, "was adopted from ONNX"),
@@ -89,7 +102,7 @@ def test_what_cannot_be_had_says_why(
     from sutdol.types import InputSpec
 
     manifest = Manifest("classify", ["a"], InputSpec((8, 8)), "tiny", files=files, provenance=provenance)
-    reason = str(convert.unavailable(format, manifest))
+    reason = str(convert.unavailable(format, manifest, load(tensorflow_venv="nowhere")))
     assert reason.startswith("not available because")
     assert words in reason
 
