@@ -263,6 +263,7 @@ def test_the_sweep_heals_what_others_broke(bridge, model, studio, labeler):
     """Duplicates that appear late, tasks deleted in the interface, predictions lost by SQLite."""
     doubled, answered_twice, deleted, bare = samples = add_tasks(bridge, model, 4)
     push(bridge, model)
+    add_tasks(bridge, model, 1, first_seed=90, state="annotated", arm="unfamiliar")  # named in a group, without them
     project_id = project(bridge, model).project_id
     before = tasks(studio, bridge, model)
     studio.import_tasks(project_id, [{"data": before[s].data} for s in (doubled, answered_twice)])
