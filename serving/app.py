@@ -23,6 +23,7 @@ import sutdol
 from serving import (
     answers,
     browse,
+    fleet,
     frames,
     inference_operations,
     inference_protocol,
@@ -138,6 +139,7 @@ def create_app(context: Context, routers: list[Router] | None = None) -> Front:
             predict.build(context, slots, engine, log, keyring, bodies),
             operations.build(context, slots, follower, engine, log, keyring, metrics, bodies),
             trials.build(context, slots, keyring),
+            fleet.build(context, keyring),
             *management.routers(context, keyring, bodies),
             learning.build(context, keyring),
             samples.build(context, keyring),

@@ -3,12 +3,14 @@
     every FOLLOW_S: champions -> load, publish | challengers -> load beside | trials -> judge -> roll back, end
     every RATES_S: open label tasks -> the samplers' rates;  every heartbeat: the replica's row
 
-Whoever moves an alias anywhere (a gate, a person, another replica's watch) is followed within a second. A version that does
-not load leaves the old one serving, is told once, and the same bytes are tried again only after a growing pause.
+Whoever moves an alias anywhere (a gate, a person, another replica's watch) is followed within a second. On PostgreSQL the commit
+itself calls (see `sutdol.wake`), and without a call the registry is read only every QUIET_S. A version that does not load leaves
+the old one serving, is told once, and the same bytes are tried again only after a growing pause.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import threading
@@ -21,7 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import Session, delete, select
 
 from serving.slots import Slots, Trial, Wanted
-from sutdol import rollouts, sampling
+from sutdol import rollouts, sampling, wake
 from sutdol.context import Context
 from sutdol.db import upsert
 from sutdol.errors import SutdolError
@@ -29,6 +31,7 @@ from sutdol.focus import Focus, read_focus
 from sutdol.tables import Alias, LabelTask, Model, ModelVersion, Replica, Rollout, now
 
 FOLLOW_S = 0.3
+QUIET_S = 2.0
 RATES_S = 2.0
 FIRST_RETRY_S = 5.0
 LONGEST_RETRY_S = 300.0
@@ -45,6 +48,8 @@ class Follower:
         self._context = context
         self._slots = slots
         self._refused: dict[tuple[str, int, str], tuple[float, float]] = {}
+        self._listener = wake.Listener(context.database, wake.REGISTRY)
+        self._read_at = -math.inf
         self._looked = threading.Event()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="follow", daemon=True)
@@ -60,12 +65,14 @@ class Follower:
         Whoever connects before that would be turned away, so the port is opened after it.
         """
         self._slots.start()
+        self._listener.start()
         self._thread.start()
         self._looked.wait()
 
     def stop(self) -> None:
         """End following, and take this replica's row away."""
         self._ended.set()
+        self._listener.stop()
         if self._thread.ident is not None:
             self._thread.join()
         self._slots.stop()
@@ -83,19 +90,30 @@ class Follower:
     def _follow(self) -> None:
         while True:
             try:
+                if self._listener.woken.is_set() or not self._may_rest():
+                    self._listener.woken.clear()
+                    self._read_at = time.monotonic()
+                    self._read()
                 self._tick()
                 self.database_error = None
                 self._slots.followed = True
             except SQLAlchemyError as error:
+                self._read_at = -math.inf
                 self.database_error = str(error).splitlines()[0]
                 self._log.warning("registry not read", error=self.database_error)
             except Exception:  # the outermost loop of this thread: told, and tried again
                 self._log.exception("following the registry failed")
             self._looked.set()
-            if self._ended.wait(FOLLOW_S):
+            self._listener.woken.wait(FOLLOW_S)
+            if self._ended.is_set():
                 return
 
-    def _tick(self) -> None:
+    def _may_rest(self) -> bool:
+        """Whether a call would have come if the registry had changed."""
+        return self._listener.listening and time.monotonic() - self._read_at < QUIET_S
+
+    def _read(self) -> None:
+        """Follow what the registry says now."""
         slots = self._slots
         slots.wanted = wanted_now = self._read_wanted()
         current = slots.current()
@@ -112,6 +130,8 @@ class Follower:
                 self._bring(slug, wanted.version, wanted.sha256)
             if wanted.trial is not None and not self._ended.is_set():
                 self._bring_challenger(slug, wanted.trial)
+
+    def _tick(self) -> None:
         self._judge()
         if time.monotonic() - self._rates_at > RATES_S:
             self._rates_at = time.monotonic()

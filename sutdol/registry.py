@@ -25,7 +25,7 @@ import msgspec
 from sqlalchemy import func
 from sqlmodel import Session, col, select
 
-from sutdol import jobs
+from sutdol import jobs, wake
 from sutdol.errors import ConflictError, InputError, ModelError, NotFoundError, unknown
 from sutdol.events import tell
 from sutdol.stores import Store
@@ -218,7 +218,8 @@ def alias(session: Session, model: str, name: str) -> int | None:
 
 
 def set_alias(session: Session, model: str, name: str, version: int | None) -> None:
-    """Point an alias at a version; None removes it."""
+    """Point an alias at a version; None removes it. Servers that listen hear of it at the commit."""
+    wake.call(session, wake.REGISTRY)
     row = session.get(Alias, (model, name))
     if version is None:
         if row is not None:
