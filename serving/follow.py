@@ -3,9 +3,9 @@
     every FOLLOW_S: champions -> load, publish | challengers -> load beside | trials -> judge -> roll back, end
     every RATES_S: open label tasks -> the samplers' rates;  every heartbeat: the replica's row
 
-Whoever moves an alias anywhere (a gate, a person, another replica's watch) is followed within a second. On PostgreSQL the commit
-itself calls (see `sutdol.wake`), and without a call the registry is read only every QUIET_S. A version that does not load leaves
-the old one serving, is told once, and the same bytes are tried again only after a growing pause.
+Whoever moves an alias anywhere (a gate, a person, another replica's watch) is followed within a second. On PostgreSQL the
+commit itself calls (see `sutdol.wake`), and without a call the registry is read only every QUIET_S. A version that does not
+load leaves the old one serving, is told once, and the same bytes are tried again only after a growing pause.
 """
 
 from __future__ import annotations
