@@ -86,7 +86,7 @@ def create_app(context: Context, routers: list[Router] | None = None) -> Front:
         limits=settings.queue_limits,
         shadow=shadow,
     )
-    keyring = Keyring(context.database, stale_s=settings.keys_stale_s)
+    keyring = Keyring(context.database, stale_s=settings.keys_stale_s, rate=settings.key_rate)
     bodies = Bodies(settings.max_body_bytes)
     desk = Desk(context, slots, engine, bodies, make_sessions(context, keyring), Pages())
     gauges = Gauges(context.database, settings, metrics)

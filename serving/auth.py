@@ -5,13 +5,16 @@
 A key that was revoked stops working within REFRESH_S. One that was made a moment ago works at once: an unknown id waits for
 a renewal of the snapshot that begins after it asked, shared by all who ask, before it is refused.
 
-Errors: AuthError 401 and 403; BusyError 503 when the keys could not be read for too long, because then
-a revoked one might pass.
+A key may make so many requests a second (`SUTDOL_KEY_RATE`), counted by this process; a burst of BURST_S seconds' worth passes.
+
+Errors: AuthError 401 and 403; BusyError 429 for a key that asks too often, 503 when the keys could not be read for too long,
+because then a revoked one might pass.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 
@@ -28,6 +31,7 @@ from sutdol.errors import AuthError, BusyError
 from sutdol.tables import ApiKey
 
 REFRESH_S = 0.4
+BURST_S = 10.0
 _MISS_INTERVAL_S = 0.1
 """Unknown ids cause at most ten renewals a second, whatever is thrown at us."""
 
@@ -35,9 +39,11 @@ _MISS_INTERVAL_S = 0.1
 class Keyring:
     """All API keys of this installation; `check` never touches the database unless the id is unknown."""
 
-    def __init__(self, database: Database, *, stale_s: float = 300.0) -> None:
+    def __init__(self, database: Database, *, stale_s: float = 300.0, rate: float = 0.0) -> None:
         self._database = database
         self._stale_s = stale_s
+        self._rate = rate
+        self._used: dict[str, tuple[float, float]] = {}
         self._rows: dict[str, ApiKey] = {}
         self._read_at = 0.0
         self._renewing = threading.Lock()
@@ -73,7 +79,23 @@ class Keyring:
             raise AuthError("API key: expected the scheme Bearer", hint="send `Authorization: Bearer sut_...`")
         key_id, digest = keys.parse(presented.strip())
         keys.check(await self._row(key_id), digest, scope)
+        if self._rate:
+            self._count(key_id)
         return key_id
+
+    def _count(self, key_id: str) -> None:
+        """One request of a valid key; what it has used runs out at the rate (a leaky bucket). On the event loop only."""
+        at = time.monotonic()
+        used, since = self._used.get(key_id, (0.0, at))
+        used = max(used - (at - since) * self._rate, 0.0)
+        over = used + 1 - max(self._rate * BURST_S, 1.0)
+        if over > 0:
+            refusal = BusyError(
+                f"API key {key_id} asks too often", retry_after_s=math.ceil(over / self._rate), hint="SUTDOL_KEY_RATE"
+            )
+            refusal.status = 429
+            raise refusal
+        self._used[key_id] = (used + 1, at)
 
     async def _row(self, key_id: str) -> ApiKey | None:
         row = self._rows.get(key_id)

@@ -28,6 +28,7 @@ _ALWAYS = {
     "403": "The key has not the scope.",
     "404": "There is no such thing; known ones are listed.",
     "422": "A model that cannot be taken over, with the reason.",
+    "429": "The key asks too often, or too many wait for this model; try again after `Retry-After` seconds.",
     "500": "Unexpected; quote `incident`.",
     "503": "Busy; try again after `Retry-After` seconds.",
 }
@@ -39,6 +40,7 @@ _WITH_A_BODY = {
 _CHANGING = {"409": "The state forbids it."}
 _HEADERS = {
     "401": {"WWW-Authenticate": {"description": "Bearer", "schema": {"type": "string"}}},
+    "429": {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer", "minimum": 1}}},
     "503": {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer", "minimum": 1}}},
 }
 _OPEN = {"/livez", "/readyz", "/metrics", "/v2", "/v2/health/live", "/v2/health/ready"}

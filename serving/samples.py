@@ -1,7 +1,7 @@
 """Routes about samples: the picture, small or whole, and everything known about one.
 
     GET /v1/samples/{id}         known: prediction, scores, arm, task, label, revisions, data sets, by model
-    GET /v1/samples/{id}/image   picture: the kept bytes, or a JPEG of at most `side` pixels
+    GET /v1/samples/{id}/picture picture: the kept bytes, or a JPEG of at most `side` pixels
 
 Every look-up goes by an index, however many predictions and versions there are.
 
@@ -177,7 +177,7 @@ def build(context: Context, keyring: Keyring) -> Router:
         return known(context, sample_id)
 
     @get(
-        "/v1/samples/{sample_id:str}/image",
+        "/v1/samples/{sample_id:str}/picture",
         guards=[labeler],
         sync_to_thread=True,
         summary="The image of a sample",

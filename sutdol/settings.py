@@ -81,6 +81,9 @@ class Settings(BaseSettings):
     keys_stale_s: float = Field(
         300.0, gt=0, description="Seconds that known API keys pass while the database cannot be read."
     )
+    key_rate: float = Field(
+        0.0, ge=0, description="Requests a second of one key, by server; ten seconds' worth at once. 0: no limit."
+    )
     models_memory_bytes: int = Field(
         0, ge=0, description="What loaded models may take; others load when asked for, the least used go. 0: no limit."
     )

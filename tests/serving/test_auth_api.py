@@ -7,9 +7,10 @@ import pytest
 from shared_server import Served, assert_problem, logged
 
 from sutdol import keys
+from sutdol.context import Context
 from sutdol.tables import ApiKey, now
-from tests.running_server import wait_for
-from tests.tiny_models import coloured_png
+from tests.running_server import running, wait_for
+from tests.tiny_models import classifier_bundle, coloured_png
 
 WRONG = {
     "none": None,
@@ -87,3 +88,20 @@ def test_events_and_task_counts_are_there_for_labelers(served: Served) -> None:
         assert any(event["kind"] == "swap.done" for event in client.get("/v1/events?model=tiny").json())
         assert isinstance(client.get("/v1/label-tasks").json(), list)
         assert_problem(client.get("/v1/events?limit=0"), 400, "limit")
+
+
+def test_a_key_that_asks_too_often_is_told_when_to_come_back(context: Context) -> None:
+    """One camera in a loop must not take the server from all others; another key is not affected."""
+    classifier_bundle(context)
+    with context.database.begin() as session:
+        busy, calm = (keys.create(session, name, ["predict"]) for name in ("busy", "calm"))
+    with running(context.settings.home, key_rate=0.5) as server:
+        url, data = f"{server.url}/v1/predict/tiny", coloured_png()
+        replies = [httpx.post(url, content=data, headers={"Authorization": f"Bearer {busy}"}) for _ in range(30)]
+        refused = [reply for reply in replies if reply.status_code != 200]
+        assert len(replies) - len(refused) >= 5  # ten seconds' worth at once
+        assert refused
+        for reply in refused:
+            assert_problem(reply, 429, "asks too often")
+            assert int(reply.headers["retry-after"]) >= 1
+        assert httpx.get(f"{server.url}/v1/models", headers={"Authorization": f"Bearer {calm}"}).status_code == 200

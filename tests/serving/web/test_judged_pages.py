@@ -117,13 +117,13 @@ def test_everything_known_about_one_image_is_on_its_page(visit: Visit, client: h
     for words in ("drawn by chance", "25.0 %", "4.5 s", "70.0 %", "80.0 %", "1.5 σ", "data 1"):
         assert words in page, words
     assert about["dataset_versions"][0]["split"] == "train"
-    small = client.get(f"/v1/samples/{judged.sample_id}/image", params={"side": 32})
+    small = client.get(f"/v1/samples/{judged.sample_id}/picture", params={"side": 32})
     assert small.headers["content-type"] == "image/jpeg"
-    whole = client.get(f"/v1/samples/{judged.sample_id}/image")
+    whole = client.get(f"/v1/samples/{judged.sample_id}/picture")
     assert len(small.content) < len(whole.content)
-    assert_problem(client.get(f"/v1/samples/{judged.sample_id}/image", params={"side": 1}), 400, "16 to 2048")
+    assert_problem(client.get(f"/v1/samples/{judged.sample_id}/picture", params={"side": 1}), 400, "16 to 2048")
     assert_problem(client.get(f"/v1/samples/{'0' * 64}"), 404, "no sample")
-    assert_problem(client.get(f"/v1/samples/{'0' * 64}/image"), 404, "not kept")
+    assert_problem(client.get(f"/v1/samples/{'0' * 64}/picture"), 404, "not kept")
     assert visit("label").get("/console/sample/nope").status_code == 404
 
 
