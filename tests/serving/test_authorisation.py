@@ -31,7 +31,6 @@ GET /v2/health/ready
 GET /label-studio
 GET /label-studio/health
 POST /label-studio/webhook
-GET /
 GET /console/login
 POST /console/login
 POST /console/logout
@@ -104,6 +103,9 @@ POST /v2/models/{model:str}/versions/{version:str}/infer
 POST /v2/repository/index
 """
 LABEL = """
+GET /v1/models/{model:str}/samples
+GET /v1/models/{model:str}/unfamiliar
+POST /v1/models/{model:str}/unfamiliar/ask
 DELETE /v1/models/{model:str}/collections/{collection_id:str}
 GET /v1/events
 GET /v1/label-tasks
@@ -116,6 +118,9 @@ GET /v1/samples/{sample_id:str}/picture
 POST /v1/models/{model:str}/collections
 """
 ADMIN = """
+POST /v1/models
+POST /v1/models/{model:str}/dataset-versions
+POST /v1/models/{model:str}/unfamiliar/name
 DELETE /v1/models/{model:str}/aliases/{alias:str}
 DELETE /v1/models/{model:str}/rollout
 DELETE /v1/models/{model:str}/versions/{version:int}
