@@ -8,4 +8,9 @@ Rejected: one package per concern (the siblings would import each other within a
 classes (functions over rows and structs are enough).
 """
 
+import os
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+"""ONNX Runtime's official builds report to Microsoft unless this stands before they are loaded, in children too."""
+
 __version__ = "0.1.0"
