@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # Half of the tests' time is waiting: two workers need little more than half of it (which tests go together: tests/conftest.py).
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
 
-.PHONY: help setup demo test faults test-fast lint bench docs lock clean tools
+.PHONY: help setup demo test faults test-fast lint bench pictures docs lock clean tools
 
 help:  ## list what make can do
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -34,6 +34,9 @@ lint: $(VENV)/.ready  ## style and types
 bench: $(VENV)/.ready  ## print every benchmark's figures beside their targets
 	@for f in tests/benchmarks/[a-z]*.py; do echo "== $$f"; $(BIN)/python -m $$(echo $${f%.py} | tr / .) || exit 1; done
 	@echo "== tests/benchmarks/learning"; $(BIN)/python -m tests.benchmarks.learning
+
+pictures: setup  ## take the README's pictures of the console anew, from a running demo
+	$(BIN)/python -m tests.pictures
 
 docs:  ## where the documentation is
 	@echo "README.md and docs/*.md; the API's own description is served at /schema"

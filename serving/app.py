@@ -40,6 +40,7 @@ from serving import (
 )
 from serving.auth import Keyring
 from serving.bodies import Bodies
+from serving.diagnosis import Standing
 from serving.engine import Engine
 from serving.follow import Follower
 from serving.front import Front, request_id_of
@@ -48,10 +49,12 @@ from serving.metrics import Metrics
 from serving.shadow import Shadow
 from serving.slots import Slots
 from serving.statistics import Statistics
+from serving.training import Families, no_families
 from serving.watching import Gauges
 from serving.web import routes as console
 from serving.web.desk import Desk, make_sessions
 from serving.web.render import Pages
+from serving.web.ticks import Ticks
 from sutdol.context import Context
 from sutdol.tables import new_id
 
@@ -60,8 +63,9 @@ _ALLOWED_HEADERS = ["Authorization", "Content-Type", "X-Request-Id", "X-Request-
 _EXPOSED_HEADERS = ["X-Request-Id", "Retry-After", _LENGTH]
 
 
-def create_app(context: Context, routers: list[Router] | None = None) -> Front:
-    """The server's app. `routers` are those of the sibling packages, each made by its `build(context)`.
+def create_app(context: Context, routers: list[Router] | None = None, *, families: Families = no_families) -> Front:
+    """The server's app. `routers` are those of the sibling packages, each made by its `build(context)`; `families` says what
+    can be trained.
 
     `state.close_streams()` of its Litestar ends every feed and video stream, which would otherwise last as long as their
     clients like.
@@ -88,7 +92,9 @@ def create_app(context: Context, routers: list[Router] | None = None) -> Front:
     )
     keyring = Keyring(context.database, stale_s=settings.keys_stale_s, rate=settings.key_rate)
     bodies = Bodies(settings.max_body_bytes)
-    desk = Desk(context, slots, engine, bodies, make_sessions(context, keyring), Pages())
+    standing, pages, sessions = Standing(context), Pages(), make_sessions(context, keyring)
+    ticks = Ticks(context, slots, standing, pages, sessions)
+    desk = Desk(context, slots, engine, bodies, sessions, pages, families, standing, log, ticks)
     gauges = Gauges(context.database, settings, metrics)
     metrics.watch(
         queue_length=lambda: engine.waiting,
@@ -140,7 +146,7 @@ def create_app(context: Context, routers: list[Router] | None = None) -> Front:
             operations.build(context, slots, follower, engine, log, keyring, metrics, bodies),
             trials.build(context, slots, keyring),
             fleet.build(context, keyring),
-            *management.routers(context, keyring, bodies),
+            *management.routers(context, keyring, bodies, families),
             learning.build(context, keyring),
             samples.build(context, keyring),
             browse.build(context, keyring),
@@ -166,7 +172,7 @@ def create_app(context: Context, routers: list[Router] | None = None) -> Front:
         debug=False,
     )
     methods = openapi.methods_of(litestar)
-    return Front(litestar, slots, engine, keyring, bodies, metrics)
+    return Front(litestar, slots, engine, keyring, bodies, metrics, ticks)
 
 
 def _timed(app: ASGIApp) -> ASGIApp:

@@ -33,6 +33,8 @@ HttpRequest = Request[Any, Any, Any]
 HOW = ("int8", "fp16", "prune")
 FORMATS = ("onnx", "openvino", "tensorflow", "torchscript")
 MAX_BYTES = 100_000
+_LATELY = 300
+"""Jobs that are looked through for the state of a form."""
 
 
 class CopyOrder(msgspec.Struct, forbid_unknown_fields=True):
@@ -179,7 +181,7 @@ def _zip_key(model: str, version: int, format: str) -> str:
 
 def _newest_jobs(context: Context, model: str, version: int) -> dict[str, Job]:
     """The last job for each form of a version that somebody asked for lately."""
-    newest = select(Job).where(Job.kind == "retrain.convert").order_by(col(Job.created_at).desc()).limit(1000)
+    newest = select(Job).where(Job.kind == "retrain.convert").order_by(col(Job.created_at).desc()).limit(_LATELY)
     found: dict[str, Job] = {}
     with context.database.read() as session:
         registry.get_version(session, model, version)

@@ -92,6 +92,7 @@ class PreviewIn(msgspec.Struct, forbid_unknown_fields=True):
     params: dict[str, Any] = {}
     images: int = 4
     count: int = 6
+    family: str | None = None
 
 
 class JobInfo(msgspec.Struct):
@@ -156,7 +157,8 @@ class _PreviewOperation(Operation):
     def __post_init__(self) -> None:
         params = Schema(type=OpenAPIType.OBJECT, additional_properties=True)
         number = Schema(type=OpenAPIType.INTEGER, minimum=1)
-        wanted = schemas.record(closed=True, params=params, images=number, count=number)
+        family = Schema(type=[OpenAPIType.STRING, OpenAPIType.NULL])
+        wanted = schemas.record(closed=True, params=params, images=number, count=number, family=family)
         self.request_body = schemas.body("What to look at.", {"application/json": wanted})
 
 
@@ -275,11 +277,7 @@ def build(context: Context, keyring: Keyring, bodies: Bodies) -> Router:
     async def preview(request: HttpRequest, model: str) -> JobInfo:
         async with bodies.of(request, at_most=MAX_BYTES) as body:
             wanted = read_json(body, PreviewIn)
-        await asyncio.to_thread(_known, context, model)
-        if not (1 <= wanted.images <= 32 and 1 <= wanted.count <= 16):
-            raise InputError("preview: expected 1 to 32 images and a count of 1 to 16")
-        payload = {"model": model, **msgspec.to_builtins(wanted)}
-        return await asyncio.to_thread(_send, context, "retrain.preview", payload)
+        return await asyncio.to_thread(preview_ordered, context, model, wanted)
 
     @get("/v1/jobs/{job_id:str}", summary="How far a job is", operation_id="get_job", **looked_at)
     def get_job(job_id: str) -> JobInfo:
@@ -413,6 +411,22 @@ def file_of(context: Context, job_id: str) -> Stream:
     name = key.rsplit("/", 1)[1]
     headers = {"content-disposition": f'attachment; filename="{name}"'}
     return Stream(context.store.chunks(key), media_type=FILES[Path(name).suffix], headers=headers)
+
+
+def preview_ordered(context: Context, model: str, wanted: PreviewIn) -> JobInfo:
+    """Queue a sheet of augmented images. Raises NotFoundError, InputError."""
+    _known(context, model)
+    if not (1 <= wanted.images <= 32 and 1 <= wanted.count <= 16):
+        raise InputError("preview: expected 1 to 32 images and a count of 1 to 16")
+    return _send(context, "retrain.preview", {"model": model, **msgspec.to_builtins(wanted)})
+
+
+def preview_of(context: Context, job_id: str) -> tuple[JobInfo, dict[str, Any]]:
+    """The job of a sheet and what it was asked for. Raises NotFoundError."""
+    job = _job(context, job_id)
+    if job.kind != "retrain.preview":
+        raise unknown("preview", job_id, [])
+    return _told(job, JobInfo), job.payload
 
 
 def _known(context: Context, model: str) -> None:

@@ -1,6 +1,7 @@
 """The door of the server: the plainest and most frequent request goes straight to the engine, all others to Litestar.
 
     POST /v1/predict/{model}, a raw image, nothing asked beyond -> key -> body -> engine -> reply
+    GET /console/live, from somebody who is logged in           -> the tick that all readers share
     everything else                                             -> Litestar's routing, parsing and hooks
 
 Litestar costs half as much CPU as a small model takes for its answer. Both roads use the same parts (`Keyring`, `Bodies`,
@@ -29,6 +30,7 @@ from serving.engine import Engine, Item
 from serving.metrics import Metrics
 from serving.slots import Slots
 from serving.tickets import Ticket
+from serving.web.ticks import PATH, Ticks
 from sutdol.tables import new_id
 
 PREFIX = "/v1/predict/"
@@ -41,7 +43,14 @@ class Front:
     """An ASGI application; `litestar` is the one behind it."""
 
     def __init__(
-        self, litestar: Litestar, slots: Slots, engine: Engine, keyring: Keyring, bodies: Bodies, metrics: Metrics
+        self,
+        litestar: Litestar,
+        slots: Slots,
+        engine: Engine,
+        keyring: Keyring,
+        bodies: Bodies,
+        metrics: Metrics,
+        ticks: Ticks,
     ) -> None:
         self.litestar = litestar
         self._slots = slots
@@ -49,6 +58,7 @@ class Front:
         self._keyring = keyring
         self._bodies = bodies
         self._metrics = metrics
+        self._ticks = ticks
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == ScopeType.HTTP and scope["method"] == "POST":
@@ -61,6 +71,11 @@ class Front:
                 if headers is not None:
                     await self._predict(scope, path[len(PREFIX) :], headers, receive, send)
                     return
+        elif scope["type"] == ScopeType.HTTP and scope["path"] == PATH and scope["method"] == "GET":
+            began = time.perf_counter()
+            if await self._ticks.sent(scope, send):
+                self._metrics.answered(PATH, "GET", 200, time.perf_counter() - began)
+                return
         await self.litestar(scope, receive, send)
 
     async def _predict(

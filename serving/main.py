@@ -1,4 +1,4 @@
-"""`serve(context, routers)`: one process, one port, until SIGTERM or SIGINT.
+"""`serve(context, routers, families=...)`: one process, one port, until SIGTERM or SIGINT.
 
 The port is looked at first, because two granians bind one port without an error. Granian runs embedded on this process's own
 event loop, so that a `kill -9` leaves nothing behind. On a signal new connections are refused, requests in flight get
@@ -28,6 +28,7 @@ from litestar import Router
 
 from serving.app import create_app
 from serving.front import Front
+from serving.training import Families, no_families
 from sutdol.context import Context
 from sutdol.errors import SetupError
 from sutdol.process import one_thread_for_matrices
@@ -40,8 +41,11 @@ _FILES_FOR_OURSELVES = 512
 """Of the files that this process may open, those that connections must leave: database, images, models."""
 
 
-def serve(context: Context, routers: Sequence[Router] = ()) -> None:
+def serve(context: Context, routers: Sequence[Router] = (), *, families: Families = no_families) -> None:
     """Serve until a signal comes. Returns when everything accepted is answered and logged.
+
+    Args:
+        families: what can be trained, see `training.Families`.
 
     Raises:
         SetupError: the port is in use, or the address cannot be bound.
@@ -49,7 +53,7 @@ def serve(context: Context, routers: Sequence[Router] = ()) -> None:
     settings = context.settings
     one_thread_for_matrices()
     check_port(settings.host, settings.port)
-    asyncio.run(_run(create_app(context, list(routers)), settings.host, settings.port))
+    asyncio.run(_run(create_app(context, list(routers), families=families), settings.host, settings.port))
 
 
 def check_port(host: str, port: int) -> None:

@@ -27,7 +27,7 @@ from serving.engine import Engine
 from serving.follow import Follower
 from serving.log import LogWriter
 from serving.metrics import Metrics
-from serving.reads import EventInfo, ModelInfo, TaskCount, VersionInfo
+from serving.reads import EventInfo, ModelInfo, Notification, TaskCount, Traffic, VersionInfo
 from serving.slots import Slots
 from sutdol import registry
 from sutdol.context import Context
@@ -213,7 +213,31 @@ def build(
     ) -> list[EventInfo]:
         return reads.events(database, model=model, kind=kind, after=after, limit=limit)
 
+    @get(
+        "/v1/notifications",
+        guards=[labeler],
+        sync_to_thread=True,
+        summary="Messages that were sent to people, newest first",
+        tags=["operations"],
+        operation_id="list_notifications",
+    )
+    def notifications(limit: Annotated[int, Parameter(ge=1, le=1000)] = 100) -> list[Notification]:
+        return reads.notifications(database, limit=limit)
+
+    @get(
+        "/v1/traffic",
+        guards=[labeler],
+        sync_to_thread=True,
+        summary="How much is answered, how fast and how sure, lately",
+        tags=["operations"],
+        operation_id="traffic",
+    )
+    def traffic(window_s: Annotated[float, Parameter(gt=0, le=3600)] = 60.0) -> Traffic:
+        return reads.traffic(database, window_s=window_s)
+
     handlers = [
+        notifications,
+        traffic,
         livez,
         readyz,
         metrics_text,

@@ -155,20 +155,36 @@ def build(context: Context, slots: Slots, engine: Engine, log: LogWriter, keyrin
     async def feedback(request: HttpRequest, prediction_id: str) -> FeedbackReply:
         async with bodies.of(request, at_most=MAX_FEEDBACK_BYTES) as raw:
             given = read_json(raw, FeedbackBody)
-            value = await asyncio.to_thread(_check_feedback, context, prediction_id, given)
-        ticket, feedback_id = Ticket(), new_id()
-        row = {
-            "id": feedback_id,
-            "prediction_id": prediction_id,
-            "value": msgspec.to_builtins(value),
-            "at": now(),
-            "key_id": request.state.get("key_id"),
-        }
-        log.submit(Entry(ticket, msgspec.json.encode(FeedbackReply(feedback_id, prediction_id)), ((Feedback, row),)))
-        reply = await settled(ticket, request)
+            reply = await given_feedback(
+                request, context, log, prediction_id, given, key_id=request.state.get("key_id")
+            )
         return Response(reply, media_type="application/json", status_code=201)  # type: ignore[return-value]
 
     return Router("/", route_handlers=[predict, predict_batch, feedback])
+
+
+async def given_feedback(
+    request: HttpRequest,
+    context: Context,
+    log: LogWriter,
+    prediction_id: str,
+    given: FeedbackBody,
+    *,
+    key_id: str | None,
+) -> bytes:
+    """The caller's own knowledge, committed to the log; a `FeedbackReply` as JSON. Raises NotFoundError, InputError."""
+    value = await asyncio.to_thread(_check_feedback, context, prediction_id, given)
+    ticket, feedback_id = Ticket(), new_id()
+    row = {
+        "id": feedback_id,
+        "prediction_id": prediction_id,
+        "value": msgspec.to_builtins(value),
+        "at": now(),
+        "key_id": key_id,
+    }
+    log.submit(Entry(ticket, msgspec.json.encode(FeedbackReply(feedback_id, prediction_id)), ((Feedback, row),)))
+    reply: bytes = await settled(ticket, request)
+    return reply
 
 
 def _entry(request: HttpRequest, outcome: Any) -> BatchEntry:

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from sqlalchemy import and_, func
+from sqlalchemy import and_, func, or_
 from sqlalchemy.orm import aliased
 from sqlmodel import col, select
 
@@ -24,6 +24,7 @@ from sutdol.tables import (
     ApiKey,
     Decision,
     Event,
+    Job,
     LabelTask,
     Model,
     ModelVersion,
@@ -31,8 +32,10 @@ from sutdol.tables import (
     Replica,
     Sample,
     StudioProject,
+    first_id,
     now,
 )
+from sutdol.types import Manifest
 
 Serving = dict[str, dict[str, Any]]
 """What this replica serves, per model: see `Slots.serving`."""
@@ -100,6 +103,17 @@ class DecisionInfo(msgspec.Struct):
     who: str
 
 
+class Notification(msgspec.Struct):
+    """A message to people (mail, Slack, ...); `state` is queued, running, done or failed."""
+
+    id: str
+    at: float
+    kind: str
+    title: str
+    state: str
+    error: str | None
+
+
 class PredictionInfo(msgspec.Struct):
     """One answer from the log; `kept` says that its image can be looked at."""
 
@@ -127,9 +141,21 @@ class Traffic(msgspec.Struct):
     p99_ms: float | None
     picked: float | None
     """Share that an arm picked, in [0, 1]."""
+    unfamiliar: float | None
+    """Share that looked like a new kind of input, in [0, 1], of those whose version can tell."""
     confidence_counts: list[int]
     """Of the newest answers, in ten bins over [0, 1]."""
     edges: list[float]
+    marks: list[Mark]
+
+
+class Mark(msgspec.Struct):
+    """From `confidence` on a version's answers were shown to be wrong with at most the chance `risk`."""
+
+    model: str
+    version: int
+    risk: float
+    confidence: float
 
 
 class ReplicaInfo(msgspec.Struct):
@@ -274,6 +300,16 @@ def waiting(database: Database, *, model: str | None = None) -> list[DecisionInf
         return [told(row) for row in session.exec(query)]
 
 
+def notifications(database: Database, *, limit: int = 20) -> list[Notification]:
+    """The newest messages to people, the newest first."""
+    sent = select(Job).where(Job.kind == "notify").order_by(col(Job.created_at).desc()).limit(limit)
+    with database.read() as session:
+        return [
+            Notification(j.id, j.created_at, j.payload["kind"], j.payload["title"], j.state, j.error)
+            for j in session.exec(sent)
+        ]
+
+
 def told(row: Decision) -> DecisionInfo:
     """A decision as others see it."""
     return DecisionInfo(**{name: getattr(row, name) for name in DecisionInfo.__struct_fields__})
@@ -291,14 +327,20 @@ def predictions(
             isouter=True,
         )
         .join(Sample, col(Sample.id) == PredictionRow.sample_id, isouter=True)
-        .order_by(col(PredictionRow.id).desc())
         .limit(limit)
     )
-    if model is not None:
-        query = query.where(PredictionRow.model == model)
-    if before is not None:
-        query = query.where(PredictionRow.id < before)
     with database.read() as session:
+        if model is None:
+            query = query.order_by(col(PredictionRow.id).desc())
+            if before is not None:
+                query = query.where(PredictionRow.id < before)
+        else:  # the index of a model's rows is by time
+            query = query.where(PredictionRow.model == model)
+            query = query.order_by(col(PredictionRow.at).desc(), col(PredictionRow.id).desc())
+            last = session.get(PredictionRow, before) if before is not None else None
+            if last is not None:
+                query = query.where(PredictionRow.at <= last.at)
+                query = query.where(or_(col(PredictionRow.at) < last.at, col(PredictionRow.id) < last.id))
         rows = session.exec(query).all()
     return [
         PredictionInfo(
@@ -323,24 +365,33 @@ def predictions(
 
 def traffic(database: Database, *, window_s: float, newest: int = 500) -> Traffic:
     """The last `window_s` seconds, over at most `newest` answers for the times and the confidences."""
-    since = now() - window_s
+    columns: tuple[Any, ...] = tuple(
+        getattr(PredictionRow, name) for name in ("duration_ms", "confidence", "arms", "ood_score", "model", "version")
+    )
+    recent = PredictionRow.id > first_id(now() - window_s)  # ids sort by time, and are the key
     with database.read() as session:
-        count = session.exec(select(func.count()).where(PredictionRow.at > since)).one()
-        rows = session.exec(
-            select(PredictionRow.duration_ms, PredictionRow.confidence, PredictionRow.arms)
-            .where(PredictionRow.at > since)
-            .order_by(col(PredictionRow.at).desc())
-            .limit(newest)
-        ).all()
+        count = session.exec(select(func.count()).where(recent)).one()
+        rows = session.exec(select(*columns).where(recent).order_by(col(PredictionRow.id).desc()).limit(newest)).all()
+        manifests = {
+            key: msgspec.convert(session.get_one(ModelVersion, key).manifest, Manifest)
+            for key in sorted({(model, version) for *_, model, version in rows})
+        }
     counts, edges = np.histogram([r[1] for r in rows], bins=10, range=(0.0, 1.0))
     times = np.array([r[0] for r in rows])
+    strange = [
+        score >= limit
+        for *_, score, model, version in rows
+        if score is not None and (limit := manifests[model, version].unfamiliar_at) is not None
+    ]
     return Traffic(
         per_second=count / window_s,
         p50_ms=float(np.quantile(times, 0.5)) if rows else None,
         p99_ms=float(np.quantile(times, 0.99)) if rows else None,
         picked=sum(bool(r[2]) for r in rows) / len(rows) if rows else None,
+        unfamiliar=sum(strange) / len(strange) if strange else None,
         confidence_counts=counts.tolist(),
         edges=[round(float(e), 2) for e in edges],
+        marks=[Mark(*key, *accept) for key, manifest in manifests.items() for accept in manifest.accept_at],
     )
 
 

@@ -1,7 +1,8 @@
 """Training runs over HTTP: the list, one with its curves, start, cancel.
 
-Nothing is trained here and no family is known here: a run is a row and a job, which a `train` worker takes. Parameters that
-the family does not know end the run at once, with the reason in `error`.
+Nothing is trained here: a run is a row and a job, which a `train` worker takes. What can be trained is told by `families`, a
+function that the command line hands over; parameters that a family does not know are refused, or end the run at once with the
+reason in `error` where nobody could tell.
 
 Errors: NotFoundError for a model or run, ConflictError when one is under way already or has ended, InputError.
 """
@@ -9,6 +10,7 @@ Errors: NotFoundError for a model or run, ConflictError when one is under way al
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -22,12 +24,37 @@ from litestar.status_codes import HTTP_202_ACCEPTED
 from serving import schemas
 from serving.auth import Keyring, needs
 from serving.bodies import Bodies, read_json
-from sutdol import runs
+from sutdol import registry, runs
 from sutdol.context import Context
-from sutdol.errors import ConflictError
+from sutdol.errors import ConflictError, InputError
 
 HttpRequest = Request[Any, Any, Any]
 MAX_BYTES = 100_000
+
+
+Families = Callable[[str, list[str], str, dict[str, Any]], list[dict[str, Any]]]
+"""task, classes, the model's family and parameters -> what can be trained, each as `FamilyInfo` says."""
+FORM = ("image_size", "batch", "epochs", "lr", "hflip", "vflip", "rotate_deg", "brightness", "crop", "mosaic")
+"""Numbers that a form asks for, where the family has them."""
+SWITCHES = ("head_only", "pretrained")
+AUGMENTATION = FORM[4:]
+_WARM = {"epochs": "warm_epochs", "lr": "warm_lr"}
+"""What replaces them in a training that starts from the champion; a person who says how many means both."""
+
+
+def no_families(task: str, classes: list[str], own: str, params: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of a server that was not told what can be trained."""
+    return []
+
+
+class FamilyInfo(msgspec.Struct):
+    """A family that can do the model's task; `missing` libraries keep workers from training it where it was looked up."""
+
+    name: str
+    missing: list[str]
+    presets: dict[str, dict[str, Any]]
+    params: dict[str, Any]
+    """Every parameter with the value that a run would have."""
 
 
 class CandidateIn(msgspec.Struct, forbid_unknown_fields=True):
@@ -47,7 +74,10 @@ class RunIn(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class RunInfo(msgspec.Struct):
-    """A run; `state` is queued, preparing, waiting, training, exporting, evaluating, deciding, done, failed or cancelled."""
+    """A run; `state` is queued, preparing, waiting, training, exporting, evaluating, deciding, done, failed or cancelled.
+
+    `ahead` is how many others are before a queued one.
+    """
 
     id: str
     model: str
@@ -69,6 +99,7 @@ class RunInfo(msgspec.Struct):
     created_at: float
     started_at: float | None
     finished_at: float | None
+    ahead: int | None
 
 
 class CandidateInfo(msgspec.Struct):
@@ -107,7 +138,7 @@ class _StartOperation(Operation):
         self.request_body = schemas.body("What to train.", {"application/json": wanted})
 
 
-def build(context: Context, keyring: Keyring, bodies: Bodies) -> Router:
+def build(context: Context, keyring: Keyring, bodies: Bodies, families: Families) -> Router:
     """The routes of this file."""
     database = context.database
     reader, admin = (needs(keyring, scope) for scope in ("predict", "admin"))
@@ -152,15 +183,18 @@ def build(context: Context, keyring: Keyring, bodies: Bodies) -> Router:
         async with bodies.of(request, at_most=MAX_BYTES) as body:
             wanted = read_json(body, RunIn)
 
-        def write() -> RunDetail:
-            candidates = [msgspec.to_builtins(one) for one in wanted.candidates] or None
-            with database.begin() as session:
-                run = runs.queue(session, wanted.model, cause=wanted.cause, params=wanted.params, candidates=candidates)
-                if run is None:
-                    raise ConflictError(f"{wanted.model} is being trained already", hint="see /v1/runs")
-                return msgspec.convert(runs.detail(session, run.id), RunDetail)
+        return await asyncio.to_thread(started, context, wanted)
 
-        return await asyncio.to_thread(write)
+    @get(
+        "/v1/models/{model:str}/families",
+        summary="What can be trained for a model, with presets and parameters",
+        tags=["training"],
+        operation_id="list_families",
+        guards=[reader],
+        sync_to_thread=True,
+    )
+    def list_families(model: str) -> list[FamilyInfo]:
+        return families_of(context, families, model)
 
     @post(
         "/v1/runs/{run_id:str}/cancel",
@@ -176,4 +210,49 @@ def build(context: Context, keyring: Keyring, bodies: Bodies) -> Router:
             run = runs.cancel(session, run_id)
             return msgspec.convert(runs.detail(session, run.id), RunDetail)
 
-    return Router("/", route_handlers=[list_runs, one_run, start_run, cancel_run])
+    return Router("/", route_handlers=[list_runs, one_run, start_run, list_families, cancel_run])
+
+
+def started(context: Context, wanted: RunIn) -> RunDetail:
+    """Queue a run. Errors as at the top of this file."""
+    candidates = [msgspec.to_builtins(one) for one in wanted.candidates] or None
+    with context.database.begin() as session:
+        run = runs.queue(session, wanted.model, cause=wanted.cause, params=wanted.params, candidates=candidates)
+        if run is None:
+            raise ConflictError(f"{wanted.model} is being trained already", hint="see /v1/runs")
+        return msgspec.convert(runs.detail(session, run.id), RunDetail)
+
+
+def families_of(context: Context, families: Families, model: str) -> list[FamilyInfo]:
+    """The families that can do a model's task, its own first. Raises NotFoundError."""
+    with context.database.read() as session:
+        known = registry.get_model(session, model)
+    return msgspec.convert(families(known.task, known.classes, known.family, known.params), list[FamilyInfo])
+
+
+def typed(fields: dict[str, str]) -> dict[str, Any]:
+    """Training parameters as a form brings them: texts, those left empty are not there.
+
+    Raises:
+        InputError: not a number.
+
+    >>> typed({"preset": "fast", "epochs": "3", "rotate_deg": "7,5", "head_only": "on", "mosaic": "", "model": "x"})
+    {'preset': 'fast', 'epochs': 3, 'warm_epochs': 3, 'rotate_deg': 7.5, 'head_only': True}
+    """
+    found: dict[str, Any] = {"preset": fields["preset"]} if fields.get("preset") else {}
+    for name in FORM:
+        text = fields.get(name, "").strip().replace(",", ".")
+        if not text:
+            continue
+        whole = name in ("image_size", "batch", "epochs")
+        try:
+            value = int(text) if whole else float(text)
+        except ValueError:
+            value = -1
+        if not 0 <= value < 1e6 or (whole and value < 1):
+            kind = "a whole number from 1 on" if whole else "a number from 0 on"
+            raise InputError(f"{name}: expected {kind}, found {text[:20]!r}")
+        found[name] = value
+        if name in _WARM:
+            found[_WARM[name]] = value
+    return found | {name: True for name in SWITCHES if fields.get(name)}

@@ -1,7 +1,8 @@
 """The command line. Each command opens what it needs, says what went wrong in words, and ends with 0 or 1.
 
-Siblings are found by name here and nowhere else: ROUTERS (HTTP routes that `serve` mounts) and HANDLERS (jobs that `work`
-binds). A sibling whose extra is not installed is a SetupError that names the extra.
+Siblings are found by name here and nowhere else: ROUTERS (HTTP routes that `serve` mounts), HANDLERS (jobs that `work`
+binds), and what `serve` must know of what can be trained. A sibling whose extra is not installed is a SetupError that names
+the extra.
 """
 
 from __future__ import annotations
@@ -135,7 +136,7 @@ def serve(*, host: str | None = None, port: int | None = None, home: Home = None
     images.assert_one_cv2()
     context = open_context(settings_of(home, host=host, port=port))
     routers = [sibling(name).build(context) for name in ROUTERS]
-    sibling("serving.main").serve(context, routers)
+    sibling("serving.main").serve(context, routers, families=sibling("retrain.families").described)
 
 
 @app.command

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
+import msgspec
 from rich.console import Console
 from rich.table import Table
 from sqlalchemy import func
+from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import col, select
 
 from sutdol import images, registry
@@ -113,21 +115,47 @@ Check = Callable[[Settings], str]
 """Says in words what it found; raises an error of ours, with a hint, when something is wrong."""
 
 
-def doctor(current: Settings, console: Console, more: Mapping[str, Check] | None = None) -> bool:
-    """Check every part an installation needs; each line names what is wrong and its fix. True when all is well.
+class Finding(msgspec.Struct):
+    """What one check found; `hint` is the fix when it is not `well`."""
+
+    name: str
+    well: bool
+    text: str
+    hint: str | None
+
+
+def findings(
+    current: Settings, more: Mapping[str, Check] | None = None, *, only: Collection[str] = ()
+) -> list[Finding]:
+    """Check every part an installation needs.
 
     Args:
         more: checks of the siblings, done after ours.
+        only: the names of those wanted; none means all.
     """
-    well = True
+    found = []
     for name, check in {**CHECKS, **(more or {})}.items():
+        if only and name not in only:
+            continue
         try:
-            console.print(f"[green]ok[/]    {name}: {check(current)}", highlight=False)
-        except (SutdolError, OSError) as error:
+            found.append(Finding(name, True, check(current), None))
+        except SutdolError as error:
+            found.append(Finding(name, False, error.message, error.hint))
+        except (OSError, SQLAlchemyError) as error:
+            found.append(Finding(name, False, str(error).splitlines()[0], None))
+    return found
+
+
+def doctor(current: Settings, console: Console, more: Mapping[str, Check] | None = None) -> bool:
+    """Print what was found; each line names what is wrong and its fix. True when all is well."""
+    well = True
+    for finding in findings(current, more):
+        if finding.well:
+            console.print(f"[green]ok[/]    {finding.name}: {finding.text}", highlight=False)
+        else:
             well = False
-            hint = f"\n      -> {error.hint}" if isinstance(error, SutdolError) and error.hint else ""
-            words = error.message if isinstance(error, SutdolError) else str(error)
-            console.print(f"[red]wrong[/] {name}: {words}{hint}", highlight=False)
+            hint = f"\n      -> {finding.hint}" if finding.hint else ""
+            console.print(f"[red]wrong[/] {finding.name}: {finding.text}{hint}", highlight=False)
     return well
 
 

@@ -114,7 +114,8 @@ def overview(session: Session, *, model: str | None = None, limit: int = 50) -> 
     if model is not None:
         registry.get_model(session, model)
         query = query.where(TrainingRun.model == model)
-    return [_summary(run) for run in session.exec(query)]
+    line = _line(session)
+    return [_summary(run, line) for run in session.exec(query)]
 
 
 def detail(session: Session, run_id: str) -> dict[str, Any]:
@@ -131,15 +132,22 @@ def detail(session: Session, run_id: str) -> dict[str, Any]:
     place = {"chosen": 0, "finished": 1, "training": 2, "queued": 3, "eliminated": 4, "failed": 5}
     candidates.sort(key=lambda c: (place.get(c["state"], 9), -(c["score"] if c["score"] is not None else -1e9)))
     job = session.get(Job, run.job_id) if run.job_id else None
-    return _summary(run) | {"candidates": candidates, "progress": job.progress if job else None}
+    return _summary(run, _line(session)) | {"candidates": candidates, "progress": job.progress if job else None}
 
 
-def _summary(run: TrainingRun) -> dict[str, Any]:
+def _line(session: Session) -> list[str]:
+    """Ids of the runs that have not ended, the oldest first."""
+    open_ = select(TrainingRun.id).where(col(TrainingRun.state).not_in(FINAL)).order_by(col(TrainingRun.created_at))
+    return list(session.exec(open_))
+
+
+def _summary(run: TrainingRun, line: list[str]) -> dict[str, Any]:
     names = (
         "id model family params cause state version parent_version dataset_version_id epoch epochs eta_s timings hints error "
         "created_at started_at finished_at"
     )
-    return {name: getattr(run, name) for name in names.split()}
+    ahead = line.index(run.id) if run.state == "queued" and run.id in line else None
+    return {name: getattr(run, name) for name in names.split()} | {"ahead": ahead}
 
 
 def _candidate(row: RunCandidate) -> dict[str, Any]:

@@ -238,12 +238,13 @@ def lineage(session: Session, model: str, version: int) -> Lineage:
     row = registry.get_version(session, model, version)
     run = session.get(TrainingRun, row.run_id) if row.run_id else None
     data = session.get(DatasetVersion, row.dataset_version_id) if row.dataset_version_id else None
+    family = select(ModelVersion.version, ModelVersion.parent_version).where(ModelVersion.model == model)
+    parent_of = dict(session.exec(family).all())
     parents: list[int] = []
     above = row.parent_version
     while above is not None and above not in parents:
         parents.append(above)
-        parent = session.get(ModelVersion, (model, above))
-        above = parent.parent_version if parent else None
+        above = parent_of.get(above)
     decided = select(Decision).where(Decision.model == model, Decision.candidate == version).order_by(col(Decision.at))
     judged = select(Evaluation).where(Evaluation.model == model, Evaluation.version == version)
     aliases = select(Alias.name).where(Alias.model == model, Alias.version == version)

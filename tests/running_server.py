@@ -21,8 +21,9 @@ PROGRAM = """
 import sys
 from sutdol.context import open_context
 from sutdol.settings import load
+from retrain.families import described
 from serving.main import serve
-serve(open_context(load()))
+serve(open_context(load()), families=described)
 """
 
 

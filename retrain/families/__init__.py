@@ -190,6 +190,27 @@ def get_family(name: str) -> Family:
     return FAMILIES[name]
 
 
+def described(task: Task, classes: list[str], own: str, params: dict[str, Any]) -> list[dict[str, Any]]:
+    """The families that can do `task`, for a form: name, missing libraries, presets, and every parameter as it would be.
+
+    Args:
+        own, params: the model's family and its own parameters, which override that family's defaults.
+    """
+    found = []
+    for name, family in FAMILIES.items():
+        if task in family.tasks:
+            module = importlib.import_module(family.module)
+            found.append(
+                {
+                    "name": name,
+                    "missing": [library for library in family.libraries if find_spec(library) is None],
+                    "presets": module.PRESETS,
+                    "params": family.params(task, classes, params if name == own else {}),
+                }
+            )
+    return sorted(found, key=lambda one: one["name"] != own)
+
+
 def _same_kind(default: Any, value: Any) -> bool:
     if isinstance(default, bool) or isinstance(value, bool):
         return isinstance(default, bool) and isinstance(value, bool)

@@ -14,10 +14,14 @@ from litestar import Request, Response
 
 from serving.auth import Keyring
 from serving.bodies import Bodies
+from serving.diagnosis import Standing
 from serving.engine import Engine
+from serving.log import LogWriter
 from serving.slots import Slots
+from serving.training import Families
 from serving.web.render import Pages, go
 from serving.web.session import Sessions, Visitor
+from serving.web.ticks import Ticks
 from sutdol import keys
 from sutdol.context import Context
 from sutdol.errors import AuthError, SutdolError
@@ -36,6 +40,10 @@ class Desk:
     bodies: Bodies
     sessions: Sessions
     pages: Pages
+    families: Families
+    standing: Standing
+    log: LogWriter
+    ticks: Ticks
 
     async def visitor(self, request: HttpRequest, scope: str) -> Visitor:
         """Who asks.

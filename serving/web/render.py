@@ -109,6 +109,10 @@ class Pages:
         )
         return Response(html, media_type="text/html", status_code=status, headers=HEADERS | (headers or {}))
 
+    def render(self, template: str, words: text.Words, **values: Any) -> str:
+        """A part of a page, the same for every visitor."""
+        return self._environment.get_template(template).render(_=words, **values)
+
     def words(self, request: Request[Any, Any, Any]) -> text.Words:
         """The reader's words, for pages that put sentences together."""
         return text.words(text.language_of(request))

@@ -99,7 +99,10 @@ class Sessions:
 
     async def visitor(self, request: HttpRequest) -> Visitor | None:
         """Who is logged in, or None."""
-        value = request.cookies.get(COOKIE, "")
+        return await self.holder(request.cookies.get(COOKIE, ""))
+
+    async def holder(self, value: str) -> Visitor | None:
+        """Whose cookie this is, or None."""
         key_id, _, rest = value.partition(".")
         expires, _, signature = rest.partition(".")
         if not hmac.compare_digest(signature.encode(), self._sign(f"session:{key_id}.{expires}").encode()):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gettext
 import time
-from functools import cache
+from functools import cache, lru_cache
 
 from litestar.connection import ASGIConnection
 
@@ -59,11 +59,16 @@ def language_of(connection: ASGIConnection) -> str:  # type: ignore[type-arg]
     >>> language_of(RequestFactory().get("/", headers={"Accept-Language": "fr, ko-KR;q=0.8, en;q=0.5"}))
     'ko'
     """
-    chosen = connection.cookies.get(COOKIE)
+    return language(connection.cookies.get(COOKIE, ""), connection.headers.get("accept-language", ""))
+
+
+@lru_cache(maxsize=1000)
+def language(chosen: str, accepted: str) -> str:
+    """The same from the values of the cookie and of the header `Accept-Language`."""
     if chosen in LANGUAGES:
-        return str(chosen)
+        return chosen
     asked = []
-    for place, part in enumerate(connection.headers.get("accept-language", "").split(",")[:20]):
+    for place, part in enumerate(accepted.split(",")[:20]):
         tag, _, quality = part.strip().partition(";q=")
         try:
             asked.append((-float(quality or 1), place, tag[:2].lower()))

@@ -18,7 +18,7 @@ SQLModel tables do not validate: build rows from checked structs only.
 
 from __future__ import annotations
 
-from sutdol.tables.base import new_id, now
+from sutdol.tables.base import first_id, new_id, now
 from sutdol.tables.batch import BatchRun
 from sutdol.tables.house import ApiKey, Event, Secret
 from sutdol.tables.jobs import Job, JobAttempt, Lease, Message
@@ -71,6 +71,7 @@ __all__ = [
     "StudioProject",
     "TrainingRun",
     "VersionProfile",
+    "first_id",
     "new_id",
     "now",
 ]

@@ -24,6 +24,15 @@ def new_id() -> str:
     return str(UUID(int=value))
 
 
+def first_id(at: float) -> str:
+    """No id of `new_id` from that moment (epoch seconds) on sorts before it.
+
+    >>> first_id(now() - 1) < new_id() < first_id(now() + 1)
+    True
+    """
+    return str(UUID(int=int(at * 1000) << 80))
+
+
 def json_column(*, nullable: bool = False) -> Any:
     """A JSON column: what `sutdol.types` defines, as msgspec.to_builtins gives it."""
     return Field(default=None if nullable else ..., sa_column=Column(JSON, nullable=nullable))

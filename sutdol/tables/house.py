@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sqlalchemy import Index
 from sqlmodel import Field, SQLModel
 
 from sutdol.tables.base import json_column, new_id, now
@@ -12,6 +13,7 @@ from sutdol.tables.base import json_column, new_id, now
 class Event(SQLModel, table=True):
     """What happened, for people: swaps, refusals, alarms, key changes. Never holds secrets or images."""
 
+    __table_args__ = (Index("event_model_at", "model", "at"),)
     id: str = Field(primary_key=True, default_factory=new_id)
     at: float = Field(default_factory=now, index=True)
     kind: str = Field(index=True)

@@ -15,6 +15,7 @@ class Job(SQLModel, table=True):
 
     __table_args__ = (
         Index("job_state_queue", "state", "queue"),
+        Index("job_kind_at", "kind", "created_at"),
         Index(
             "job_one_in_flight",
             "flight_key",

@@ -22,7 +22,8 @@ class LabelTask(SQLModel, table=True):
     __tablename__ = "label_task"
     __table_args__ = (
         UniqueConstraint("model", "sample_id", name="label_task_once"),
-        Index("label_task_state", "model", "state"),
+        Index("label_task_state", "model", "state", "arm", "created_at"),
+        Index("label_task_asked", "model", "queued_at"),
     )
     id: str = Field(primary_key=True, default_factory=new_id)
     model: str

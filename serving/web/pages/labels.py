@@ -10,7 +10,7 @@ from typing import Any
 
 from litestar import Request, Response, Router, get, post
 
-from serving import groups, reads
+from serving import groups, labelling, reads
 from serving.web.desk import Desk
 from serving.web.render import go
 
@@ -50,7 +50,15 @@ def build(desk: Desk) -> Router:
                 model: _by_arm([c for c in counts if c.model == model and c.state not in ("withdrawn", "candidate")])
                 for model in models
             }
-            return {"models": models, "table": table, "arms": arms, "projects": projects}
+            return {
+                "models": models,
+                "table": table,
+                "arms": arms,
+                "projects": projects,
+                "budgets": [labelling.budget(desk.context, model) for model in models],
+                "people": {model: labelling.people(database, model) for model in models},
+                "away": desk.standing.away(),
+            }
 
         found = await asyncio.to_thread(values)
         return desk.pages.show(

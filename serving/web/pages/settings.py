@@ -7,7 +7,7 @@ from typing import Any
 
 from litestar import Request, Response, Router, get, post
 
-from serving import reads
+from serving import diagnosis, reads
 from serving.web.desk import Desk
 from sutdol import keys
 from sutdol import settings as settings_module
@@ -57,4 +57,10 @@ def build(desk: Desk) -> Router:
         await asyncio.to_thread(act)
         return await show(request)
 
-    return Router("/", route_handlers=[page, make_key, revoke_key])
+    @get("/settings/doctor")
+    async def doctor(request: HttpRequest) -> Response[str]:
+        visitor = await desk.visitor(request, "admin")
+        findings = await asyncio.to_thread(diagnosis.findings, desk.context)
+        return desk.pages.show(request, "doctor.html", visitor=visitor, findings=findings)
+
+    return Router("/", route_handlers=[page, doctor, make_key, revoke_key])

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from litestar import Request, Response, Router, get, post
 
-from serving import reads
+from serving import predict, reads
 from serving.answers import Reply
 from serving.bodies import field_of, image_of, settled
 from serving.engine import Item
@@ -34,7 +34,9 @@ def build(desk: Desk) -> Router:
     async def page(request: HttpRequest) -> Response[str]:
         visitor = await desk.visitor(request, "predict")
         url = desk.context.settings.url
-        return desk.pages.show(request, "try.html", visitor=visitor, models=await models(), url=url, reply=None)
+        return desk.pages.show(
+            request, "try.html", visitor=visitor, models=await models(), url=url, reply=None, thanks=None
+        )
 
     @post("/try", status_code=200)
     async def ask(request: HttpRequest) -> Response[str]:
@@ -58,7 +60,24 @@ def build(desk: Desk) -> Router:
         picture = f"data:{upright.media_type};base64,{base64.b64encode(upright.data).decode()}"
         url = desk.context.settings.url
         return desk.pages.show(
-            request, "try.html", visitor=visitor, models=await models(), url=url, reply=reply, picture=picture
+            request,
+            "try.html",
+            visitor=visitor,
+            models=await models(),
+            url=url,
+            reply=reply,
+            picture=picture,
+            thanks=None,
         )
 
-    return Router("/", route_handlers=[page, ask])
+    @post("/try/answer", status_code=200)
+    async def answer(request: HttpRequest) -> Response[str]:
+        visitor, fields = await desk.form(request, "predict")
+        given = predict.FeedbackBody(class_name=fields.get("right", ""))
+        prediction_id, url = fields.get("prediction_id", ""), desk.context.settings.url
+        await predict.given_feedback(request, desk.context, desk.log, prediction_id, given, key_id=visitor.key_id)
+        return desk.pages.show(
+            request, "try.html", visitor=visitor, models=await models(), url=url, reply=None, thanks=prediction_id
+        )
+
+    return Router("/", route_handlers=[page, ask, answer])

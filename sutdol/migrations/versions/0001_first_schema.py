@@ -166,6 +166,7 @@ def upgrade() -> None:
     sa.PrimaryKeyConstraint('id')
     )
     with op.batch_alter_table('event', schema=None) as batch_op:
+        batch_op.create_index('event_model_at', ['model', 'at'], unique=False)
         batch_op.create_index(batch_op.f('ix_event_at'), ['at'], unique=False)
         batch_op.create_index(batch_op.f('ix_event_kind'), ['kind'], unique=False)
 
@@ -207,6 +208,7 @@ def upgrade() -> None:
     with op.batch_alter_table('job', schema=None) as batch_op:
         batch_op.create_index('job_one_in_flight', ['flight_key'], unique=True, sqlite_where=sa.text("state = 'running'"), postgresql_where=sa.text("state = 'running'"))
         batch_op.create_index('job_state_queue', ['state', 'queue'], unique=False)
+        batch_op.create_index('job_kind_at', ['kind', 'created_at'], unique=False)
 
     op.create_table('job_attempt',
     sa.Column('job_id', sqlmodel.sql.sqltypes.AutoString(), nullable=False),
@@ -279,7 +281,8 @@ def upgrade() -> None:
     with op.batch_alter_table('label_task', schema=None) as batch_op:
         batch_op.create_index(batch_op.f('ix_label_task_collection_id'), ['collection_id'], unique=False)
         batch_op.create_index(batch_op.f('ix_label_task_studio_task_id'), ['studio_task_id'], unique=False)
-        batch_op.create_index('label_task_state', ['model', 'state'], unique=False)
+        batch_op.create_index('label_task_asked', ['model', 'queued_at'], unique=False)
+        batch_op.create_index('label_task_state', ['model', 'state', 'arm', 'created_at'], unique=False)
 
     op.create_table('lease',
     sa.Column('name', sqlmodel.sql.sqltypes.AutoString(), nullable=False),
@@ -555,6 +558,7 @@ def downgrade() -> None:
     with op.batch_alter_table('label_task', schema=None) as batch_op:
         batch_op.drop_index(batch_op.f('ix_label_task_collection_id'))
         batch_op.drop_index('label_task_state')
+        batch_op.drop_index('label_task_asked')
         batch_op.drop_index(batch_op.f('ix_label_task_studio_task_id'))
 
     op.drop_table('label_task')
@@ -565,6 +569,7 @@ def downgrade() -> None:
     op.drop_table('label')
     op.drop_table('job_attempt')
     with op.batch_alter_table('job', schema=None) as batch_op:
+        batch_op.drop_index('job_kind_at')
         batch_op.drop_index('job_state_queue')
         batch_op.drop_index('job_one_in_flight')
 
@@ -578,6 +583,7 @@ def downgrade() -> None:
     with op.batch_alter_table('event', schema=None) as batch_op:
         batch_op.drop_index(batch_op.f('ix_event_kind'))
         batch_op.drop_index(batch_op.f('ix_event_at'))
+        batch_op.drop_index('event_model_at')
 
     op.drop_table('event')
     with op.batch_alter_table('evaluation', schema=None) as batch_op:

@@ -13,7 +13,7 @@ from shared_server import Served
 from visits import Visit
 
 from sutdol import rollouts
-from sutdol.tables import RunCandidate, RunProgress, TrainingRun
+from sutdol.tables import Job, RunCandidate, RunProgress, TrainingRun
 from tests.conftest import missing
 from tests.tiny_models import classifier_bundle
 
@@ -22,17 +22,23 @@ ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking",
 
 @pytest.fixture(scope="session", autouse=True)
 def _run(served: Served) -> None:
-    """A finished training with two epochs, `a-run`."""
+    """Two finished trainings with two epochs each, `a-run` and `b-run`, and a sheet of augmented images that failed."""
     with served.context.database.begin() as session:
-        hints = ["over-fitting: stop earlier"]
-        run = TrainingRun(
-            id="a-run", model="tiny", family="timm", params={}, cause="by hand", state="done", hints=hints
+        for run_id, lift in (("a-run", 0.0), ("b-run", 0.1)):
+            hints = ["over-fitting: stop earlier"]
+            run = TrainingRun(
+                id=run_id, model="tiny", family="timm", params={}, cause="by hand", state="done", hints=hints
+            )
+            session.add(run)
+            session.add(RunCandidate(run_id=run_id, number=1, family="timm", params={}, state="chosen", epochs=2))
+            for epoch in (1, 2):
+                metrics = {"train/loss": 1 / epoch, "val/loss": 1.0 * epoch, "val/accuracy": 0.5 + epoch / 10 + lift}
+                metrics |= {"machine/images_per_s": 321.0, "machine/cores": 1.5, "machine/memory_mb": 812.0}
+                session.add(RunProgress(run_id=run_id, candidate=1, attempt=1, epoch=epoch, metrics=metrics))
+        payload = {"model": "tiny", "params": {"rotate_deg": 7.5}, "images": 4, "count": 6, "family": "timm"}
+        session.add(
+            Job(id="a-sheet", kind="retrain.preview", queue="batch", payload=payload, state="failed", error="no images")
         )
-        session.add(run)
-        session.add(RunCandidate(run_id="a-run", number=1, family="timm", params={}, state="chosen", epochs=2))
-        for epoch in (1, 2):
-            metrics = {"train/loss": 1 / epoch, "val/loss": 1.0 * epoch, "val/accuracy": 0.5 + epoch / 10}
-            session.add(RunProgress(run_id="a-run", candidate=1, attempt=1, epoch=epoch, metrics=metrics))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -11,6 +11,7 @@ from serving.web import assets
 from serving.web.pages.datasets import ARMS, KINDS, TASKS
 from serving.web.pages.evaluation import NAMES
 from serving.web.pages.labels import STATES
+from serving.web.pages.training import FIELDS
 from serving.web.pages.versions import CHANGES
 from serving.web.render import SECTIONS
 
@@ -31,6 +32,7 @@ DYNAMIC = [
     *("preparing", "waiting", "training", "exporting", "evaluating", "deciding", "done", "failed", "cancelled"),
     *("chosen", "finished", "eliminated", "queued", "running", "deleted", "shadow", "canary"),
     *CHANGES.values(),
+    *FIELDS.values(),
     *("%(n)d s ago", "%(n)d min ago", "%(n)d h ago"),
 ]
 """Texts that templates translate by variable."""
