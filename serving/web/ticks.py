@@ -26,7 +26,7 @@ from sutdol.monitor import report
 
 PATH = "/console/live"
 REFRESH_S = 2
-RECENT = 24
+RECENT = 16
 WINDOW_S = 60.0
 _RAW_HEADERS = [
     *((name.lower().encode(), value.encode()) for name, value in HEADERS.items()),

@@ -3,6 +3,7 @@
 pages     every page over 1,000,000 predictions, 100,000 samples with labels and tasks, 500 versions, on SQLite and PostgreSQL:
           first answer and median of the following ones (target 200 ms), bytes without sample images (150 KB)
 ticks     CPU of the server for one more reader of the moving part: a rendering (20 ms) and each further reader (0.2 ms)
+paint     first paint in headless Chromium on this machine (0.5 s) and what crosses the wire for it without sample images
 readers   p99 of predictions with 100 open consoles over p99 without, in windows that take turns (target 1.10)
 
     python -m tests.benchmarks.console                                five to ten minutes
@@ -32,6 +33,7 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 import httpx
+from playwright.sync_api import sync_playwright
 from sqlmodel import SQLModel
 
 from serving.web import assets
@@ -492,6 +494,38 @@ def crowd(*, readers: int = 100, rounds: int = 8, seconds: float = 6.0) -> list[
         ]
 
 
+def paint(*, repeats: int = 5) -> list[list[str]]:
+    """Per page: median time to the first contentful paint, and kilobytes of a first visit."""
+    program = shutil.which("chromium")
+    if program is None:
+        raise SystemExit("Chromium is not installed: sudo apt-get install chromium")
+    rows = []
+    with small() as (server, key), sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
+        with visitor(server, key) as client:
+            session = [{"name": k, "value": v, "url": server.url} for k, v in client.cookies.items()]
+        for page in ("", "/labels", "/training", "/models", f"/models/{MODEL}", "/decisions", "/try", "/settings"):
+            times, sizes = [], []
+            for _ in range(repeats):
+                context = browser.new_context()  # nothing in the cache
+                context.add_cookies(session)  # type: ignore[arg-type]
+                opened = context.new_page()
+                opened.goto(f"{server.url}/console{page}", wait_until="load")
+                opened.wait_for_function("performance.getEntriesByName('first-contentful-paint').length")
+                times.append(opened.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime"))
+                sizes.append(opened.evaluate(_WIRE))
+                context.close()
+            middle, size = statistics.median(times), max(sizes)
+            good = middle <= 500 and size <= TARGET_BYTES
+            rows.append([f"/console{page}", f"{middle:.0f}", f"{size / 1000:.0f}", "ok" if good else "MISSED"])
+        browser.close()
+    return rows
+
+
+_WIRE = """[...performance.getEntriesByType('navigation'), ...performance.getEntriesByType('resource')]
+    .filter(e => !e.name.includes('/console/samples/')).reduce((sum, e) => sum + e.transferSize, 0)"""
+
+
 class Console:
     """One open console: a connection that asks for the moving part of the live page."""
 
@@ -560,7 +594,7 @@ def show(title: str, head: list[str], rows: list[list[str]]) -> None:
 def main() -> None:
     """See the top of this file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", default="pages,ticks,readers")
+    parser.add_argument("--parts", default="pages,paint,ticks,readers")
     parser.add_argument("--databases", default="sqlite,postgresql")
     parser.add_argument("--predictions", type=int, default=1_000_000)
     parser.add_argument("--samples", type=int, default=100_000)
@@ -580,6 +614,8 @@ def main() -> None:
             with where() as url:
                 title = f"pages on {name}: {', '.join(f'{v:,} {k}' for k, v in size.items())}"
                 show(title, head, pages(url, **size, more=tuple(given.page)))
+    if "paint" in given.parts:
+        show("first paint", ["page", "ms", "kB", "<= 500 ms, 150 kB"], paint())
     for part, measure in (("ticks", ticks), ("readers", crowd)):
         if part in given.parts:
             show(part, ["what", "found", "target", ""], measure())

@@ -73,7 +73,7 @@ def visit(served: Served) -> Iterator[Visit]:
         client.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Debian's Chromium; a failure in CI and a skip elsewhere when it is not installed."""
     program = shutil.which("chromium")
