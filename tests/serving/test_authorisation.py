@@ -67,6 +67,7 @@ GET /v1/models/{model:str}/dataset-versions/{number:int}/diff
 GET /v1/models/{model:str}/dataset-versions/{number:int}/statistics
 GET /v1/models/{model:str}/drift
 GET /v1/models/{model:str}/evaluations
+GET /v1/models/{model:str}/families
 GET /v1/models/{model:str}/imports
 GET /v1/models/{model:str}/replicas
 GET /v1/models/{model:str}/rollout
@@ -113,12 +114,16 @@ GET /v1/label-tasks
 GET /v1/live
 GET /v1/models/{model:str}/auto-labels
 GET /v1/models/{model:str}/collections
+GET /v1/models/{model:str}/label-budget
 GET /v1/models/{model:str}/labeling
+GET /v1/notifications
+GET /v1/traffic
 GET /v1/samples/{sample_id:str}
 GET /v1/samples/{sample_id:str}/picture
 POST /v1/models/{model:str}/collections
 """
 ADMIN = """
+GET /v1/doctor
 POST /v1/models
 POST /v1/models/{model:str}/dataset-versions
 POST /v1/models/{model:str}/unfamiliar/name
