@@ -9,14 +9,11 @@ import pytest
 from shared_server import Served, assert_problem
 from sqlmodel import select
 
-from serving.app import create_app
 from serving.main import check_port
 from sutdol import keys
-from sutdol.cli import ROUTERS
 from sutdol.context import Context
 from sutdol.errors import SetupError
 from sutdol.tables import PredictionRow, Replica
-from sutdol.terminal import sibling
 from tests.running_server import PROGRAM, free_port, running, spawn, wait_for
 from tests.tiny_models import classifier_bundle, classifier_onnx, coloured_png
 
@@ -230,8 +227,3 @@ def test_the_serving_process_never_imports_the_training_libraries(context: Conte
     assert "onnxruntime" in imported
     for name in ("torch", "torchvision", "timm", "ultralytics", "label_studio_sdk", "sklearn", "scipy"):
         assert name not in imported
-
-
-def test_the_siblings_routes_fit_beside_the_servers_own(context: Context) -> None:
-    """What `sutdol serve` mounts; two handlers of one address would keep it from starting."""
-    assert create_app(context, [sibling(name).build(context) for name in ROUTERS])
