@@ -35,7 +35,7 @@ bench: $(VENV)/.ready  ## print every benchmark's figures beside their targets
 	@for f in tests/benchmarks/[a-z]*.py; do echo "== $$f"; $(BIN)/python -m $$(echo $${f%.py} | tr / .) || exit 1; done
 	@echo "== tests/benchmarks/learning"; $(BIN)/python -m tests.benchmarks.learning
 
-pictures: setup  ## take the README's pictures of the console anew, from a running demo
+pictures: setup  ## take pictures of the console into docs/, from a running demo
 	$(BIN)/python -m tests.pictures
 
 docs:  ## where the documentation is

@@ -1,4 +1,4 @@
-"""`python -m tests.pictures`: the README's pictures of the console, taken from a running `sutdol demo`.
+"""`python -m tests.pictures`: pictures of the console, taken from a running `sutdol demo`.
 
     sutdol demo (handwritten digits, the real Label Studio) -> Chromium at its console -> docs/console-*.webp
 
