@@ -16,6 +16,6 @@ export LABEL_STUDIO_DISABLE_SIGNUP_WITHOUT_LINK=true
 export LABEL_STUDIO_COLLECT_ANALYTICS=false
 export LABEL_STUDIO_LATEST_VERSION_CHECK=false
 export LABEL_STUDIO_SENTRY_DSN='' LABEL_STUDIO_FRONTEND_SENTRY_DSN='' SENTRY_DSN='' FRONTEND_SENTRY_DSN=''
-# Its own guard against requests to inner addresses stays on; the server of the webhook is the one exception (see THREATS.md).
+# Its own guard against requests to inner addresses stays on; here answers are found by polling (docs/THREATS.md).
 export LABEL_STUDIO_SSRF_PROTECTION_ENABLED=true
 exec label-studio start --no-browser --internal-host "${LABEL_STUDIO_LISTEN:-0.0.0.0}" --port "${LABEL_STUDIO_PORT:-8080}"
