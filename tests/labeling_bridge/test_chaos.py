@@ -8,7 +8,10 @@ from tests.faults.bridge_chaos import Chaos, Plan, check
 from tests.studio_fixture import FakeStudio, RealStudio
 
 pytestmark = pytest.mark.slow
-REAL = Plan(samples=500, answers=0.3, bridge_kills=3, studio_kills=2, deleted_tasks=5, pace=6.0, settle_s=500.0)
+REAL = Plan(
+    samples=500, answers=0.2, patience_s=4.0, bridge_kills=3, studio_kills=2, deleted_tasks=5, pace=6.0, settle_s=500.0
+)
+"""With a fake's patience the faults would all come at once where a real submit takes half a second, and nobody would work."""
 
 
 @pytest.mark.parametrize("seed", range(20))
