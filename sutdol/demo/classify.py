@@ -33,6 +33,8 @@ MODEL = "digits"
 LABELS_PER_CHANGE = 150
 WANTED_REQUESTS = 5_000
 RATE = 30.0
+PATIENCE_S = 900.0
+"""For each step; a quiet machine of two cores takes a tenth. A failed run or a refusal ends the waiting at once."""
 LEARNS_NOTHING = {"warm_start": False, "epochs": 1, "steps_per_epoch": 1, "lr": 1e-12}
 DEMO_SETTINGS = {
     "label_rate": 0.14,
@@ -115,7 +117,7 @@ def _train_first(stage: Stage, digits: worlds.Digits, params: dict[str, Any]) ->
     stage.set_params(**params)
     stage.sutdol("train", MODEL)
     stage.say("training version 1 with 600 digits, while Label Studio starts for the first time")
-    stage.wait_for_version(1, seconds=240)
+    stage.wait_for_version(1, seconds=PATIENCE_S)
     stage.wait_for_studio()
 
 
@@ -124,11 +126,13 @@ def _clean(stage: Stage) -> float:
     began = time.time()
     stage.control(world="clean", rate=RATE)
     stage.start_traffic()
-    stage.wait("150 clean answers", lambda _: stage.answered_since(began, "clean", 1) >= 150, seconds=90)
+    stage.wait("150 clean answers", lambda _: stage.answered_since(began, "clean", 1) >= 150, seconds=PATIENCE_S)
     killed_at = time.time()
     pid = stage.kill_serve()
     stage.say(f"serving process {pid} killed with SIGKILL in mid-stream")
-    stage.wait("answers after the kill", lambda _: stage.answered_since(killed_at + 0.5, "clean", 1) >= 100, seconds=90)
+    stage.wait(
+        "answers after the kill", lambda _: stage.answered_since(killed_at + 0.5, "clean", 1) >= 100, seconds=PATIENCE_S
+    )
     return killed_at
 
 
@@ -150,11 +154,13 @@ def _change(stage: Stage, world: str, version: int, sabotage: str | None) -> Cha
         if sabotage == "swap" and state in ("evaluating", "deciding"):
             _corrupt(stage, version)
 
-    stage.wait_for_version(version, seconds=240, watch=watch)
+    stage.wait_for_version(version, seconds=PATIENCE_S, watch=watch)
     swapped = time.time()
     stage.control(rate=RATE)
     stage.wait(
-        f"answers of version {version}", lambda _: stage.answered_since(swapped, world, version) >= 400, seconds=90
+        f"answers of version {version}",
+        lambda _: stage.answered_since(swapped, world, version) >= 400,
+        seconds=PATIENCE_S,
     )
     return Change(world, version, began, swapped, time.time(), _answers(stage) - before)
 
@@ -162,7 +168,7 @@ def _change(stage: Stage, world: str, version: int, sabotage: str | None) -> Cha
 def _fill(stage: Stage) -> None:
     """Go on until at least 5,000 requests have been answered."""
     stage.control(rate=0.0)
-    stage.wait("5,000 requests", lambda _: len(stage.sent) >= WANTED_REQUESTS, seconds=120)
+    stage.wait("5,000 requests", lambda _: len(stage.sent) >= WANTED_REQUESTS, seconds=PATIENCE_S)
 
 
 def _leave_to_people(stage: Stage) -> int:

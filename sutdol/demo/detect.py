@@ -63,7 +63,7 @@ def play(home: Path, data: Path, *, check: bool, labeler: str, params: dict[str,
         stage.say(f"training version 1 with {len(first)} of {len(parts['train'])} photos, while Label Studio starts")
         broken: str | None = None
         try:
-            stage.wait_for_version(1, seconds=900)
+            stage.wait_for_version(1, seconds=1800)
             stage.wait_for_studio()
             if labeler == "human":
                 config = stage.context.settings
@@ -71,7 +71,7 @@ def play(home: Path, data: Path, *, check: bool, labeler: str, params: dict[str,
             else:
                 stage.start_labeler("labeler", limit=len(streamed), wrong=0.0, skip=0.02)
             _stream(stage, len(streamed))
-            stage.wait_for_version(2, seconds=900 if labeler == "oracle" else 86_400, watch=_burst(stage))
+            stage.wait_for_version(2, seconds=1800 if labeler == "oracle" else 86_400, watch=_burst(stage))
             time.sleep(1.0)
         except Overdue as overdue:
             broken = overdue.message

@@ -237,7 +237,7 @@ class Stage:
     def wait_for_studio(self) -> None:
         """Until Label Studio answers; its first start makes its database."""
         url = f"{self.context.settings.studio_url}/health"
-        self.wait("Label Studio's start", lambda _: reachable(url), seconds=240)
+        self.wait("Label Studio's start", lambda _: reachable(url), seconds=600)
 
     def wait_for_version(self, version: int, *, seconds: float, watch: Callable[[View], None] | None = None) -> View:
         """Until the replica serves `version`; a failed run or a refusal ends the waiting at once."""
