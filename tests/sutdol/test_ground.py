@@ -43,9 +43,8 @@ def test_a_setting_may_lie_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 def test_a_child_sees_the_same_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """`up` starts the programs a cluster would start, with one set of settings."""
-    parent = settings.load(
-        home=tmp_path, label_studio_venv=tmp_path / "v", port=9123, label_rate=0.25, cors_origins="https://a.example"
-    )
+    venvs = {"label_studio_venv": tmp_path / "v", "tensorflow_venv": tmp_path / "t"}
+    parent = settings.load(home=tmp_path, port=9123, label_rate=0.25, cors_origins="https://a.example", **venvs)
     for name, value in settings.child_environment(parent).items():
         monkeypatch.setenv(name, value)
     assert settings.load() == parent
