@@ -48,6 +48,8 @@ def s3(folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
             [
                 *(program, "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder / 'data'}", *arguments),
                 *("-s3", f"-s3.config={folder / 's3.json'}", "-volume.max=5", "-master.volumeSizeLimitMB=64"),
+                # its other catalogs would take fixed ports, which two runs on one machine cannot share
+                *("-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"),
             ],
             stdout=log,
             stderr=log,
