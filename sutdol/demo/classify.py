@@ -31,6 +31,8 @@ from sutdol.tables import Annotation, DatasetItem, DatasetVersion, Decision, Lab
 
 MODEL = "digits"
 LABELS_PER_CHANGE = 150
+TASKS_BEFORE_LABELER = 30
+"""Tasks of the new world: who comes earlier answers what is left of the old one, and the new model learns less."""
 WANTED_REQUESTS = 5_000
 RATE = 30.0
 PATIENCE_S = 900.0
@@ -40,9 +42,9 @@ DEMO_SETTINGS = {
     "label_rate": 0.14,
     "drawn_share": 0.9,  # other arms are answered first: a slow labeler would leave the test split too few drawn ones
     "labels_per_day": 2_000,
-    "max_open_tasks": 200,
-    "retrain_after_labels": 130,
-    "retrain_on_drift_labels": 130,
+    "max_open_tasks": 1_000,
+    "retrain_after_labels": 140,
+    "retrain_on_drift_labels": 140,
     "second_looks": 0,
     "retrain_cooldown_s": 5.0,
     "poll_interval_s": 15.0,
@@ -141,6 +143,9 @@ def _change(stage: Stage, world: str, version: int, sabotage: str | None) -> Cha
     stage.say(f"[bold]the world changes: {world}[/]")
     began = time.time()
     stage.control(world=world, rate=RATE)
+    stage.wait(
+        f"tasks of the {world} world", lambda _: stage.pushed_since(began) >= TASKS_BEFORE_LABELER, seconds=PATIENCE_S
+    )
     before = _answers(stage)
     wrong = 1.0 if sabotage == "labels" else 0.03
     stage.start_labeler(f"labeler-{world}", limit=LABELS_PER_CHANGE, wrong=wrong, skip=0.02)

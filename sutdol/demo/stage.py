@@ -329,6 +329,12 @@ class Stage:
         """How many images of `world` were answered by `version` after `moment`."""
         return sum(s.begun > moment and s.world == world and s.version == version for s in self.sent)
 
+    def pushed_since(self, moment: float) -> int:
+        """How many tasks that were made after `moment` Label Studio has taken."""
+        new = (LabelTask.model == self.model, col(LabelTask.created_at) > moment, col(LabelTask.pushed_at).is_not(None))
+        with self.context.database.read() as session:
+            return session.exec(select(func.count()).select_from(LabelTask).where(*new)).one()
+
     def _take_in(self) -> None:
         path = self.folder / "traffic.jsonl"
         if not path.exists():
