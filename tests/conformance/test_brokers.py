@@ -177,5 +177,8 @@ def test_a_reopened_broker_goes_on_where_the_last_one_stopped(ground: Context) -
         broker.close()
     broker = open_broker(ground)
     broker.declare_queue(QUEUE)
-    assert all(next(broker.consume(QUEUE, prefetch=1, timeout=50)) is None for _ in range(3))
+    for _ in range(3):
+        consumer = broker.consume(QUEUE, prefetch=1, timeout=50)
+        assert next(consumer) is None
+        consumer.close()
     broker.close()
