@@ -43,6 +43,9 @@ LOW_FREE = 2.0
 """Standard deviations that the picture itself may be off before it counts."""
 _TINY = 1e-12
 _FEW = 4
+_HEAD = 64
+_LARGE = 500_000
+"""Numbers in a bank from which on it is searched in its last _HEAD columns first."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ class OodStatistics:
             to_class = to_class + rest / self.tail
         columns = [to_class]
         if len(self.bank):
-            columns.append(_nearest(projected, self.bank, self._bank_squares) + rest)
+            columns.append(self._to_bank(projected) + rest)
         logs = np.log(np.stack(columns, axis=1) + _TINY)
         if self.low is not None:
             logs = np.concatenate([logs, self.low.distances(features[:, len(self.mean) :])], axis=1)
@@ -158,6 +161,35 @@ class OodStatistics:
     @cached_property
     def _bank_squares(self) -> Float32:
         return _squared_length(self.bank)
+
+    @cached_property
+    def _head(self) -> tuple[Float32, Float32]:
+        """The bank's last _HEAD columns, where a projection has most of the variance, and their squared lengths."""
+        head = np.ascontiguousarray(self.bank[:, -_HEAD:])
+        return head, _squared_length(head)
+
+    def _to_bank(self, points: Float32) -> Float32:
+        """Squared distance of each point (n, m) to the nearest image of the bank.
+
+        A large bank does not fit a processor's cache, so one point costs what reading the bank costs. A few points are
+        compared in some columns first: no image can be nearer than it is there.
+        """
+        if self.bank.size < _LARGE or len(points) >= _FEW or self.bank.shape[1] <= 2 * _HEAD:
+            return _nearest(points, self.bank, self._bank_squares)
+        return np.concatenate([self._to_bank_by_head(point[None]) for point in points])
+
+    def _to_bank_by_head(self, point: Float32) -> Float32:
+        head, squares = self._head
+        own = point[0, -_HEAD:]
+        at_least = head @ own
+        at_least *= -2
+        at_least += squares + own @ own
+        found = _squared_length(self.bank[at_least.argmin()] - point)
+        rounding = 1e-5 * (found + own @ own + squares.max())
+        left = np.flatnonzero(at_least <= found + rounding)
+        if len(left) > len(head) // 20:  # a strange image is equally far from many
+            return _nearest(point, self.bank, self._bank_squares)
+        return np.asarray(_squared_length(self.bank[left] - point).min(keepdims=True))
 
     def _sum(self, each: Float) -> Float:
         return np.asarray((each[:, :-1] if self.low is not None else each).sum(axis=1))

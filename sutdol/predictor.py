@@ -35,12 +35,13 @@ class Raw:
     """What the model said about a batch: scores and features of `types.Manifest`.
 
     Attributes:
-        strangeness: OOD score of every image, (n,); None until `interpret` reads the first one.
+        strangeness: of every image each distance (n, c) and the OOD score (n,), as `OodStatistics.standardised` gives them;
+            None until `interpret` reads the first one.
     """
 
     scores: Float32
     features: Float32
-    strangeness: NDArray[np.float64] | None = None
+    strangeness: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
 
 
 def fit_input(rgb: images.Rgb, spec: InputSpec) -> images.Rgb:
@@ -207,8 +208,9 @@ class Predictor:
         """Row `i` of a batch's answer, for an image whose normalised size was `original_hw`."""
         features = raw.features[i]
         if raw.strangeness is None and self.ood:
-            raw.strangeness = self.ood.score(raw.features)  # a batch costs little more than one image
-        ood_score = None if raw.strangeness is None else float(raw.strangeness[i])
+            # a batch costs little more than one image
+            raw.strangeness = self.ood.standardised(self.ood.distances(raw.features))
+        ood_score = None if raw.strangeness is None else float(raw.strangeness[1][i])
         common = {"ood_score": ood_score, "height_px": original_hw[0], "width_px": original_hw[1], "features": features}
         if self.manifest.task == "detect":
             return self._boxes(raw.scores[i], original_hw, common)
@@ -218,6 +220,8 @@ class Predictor:
         """Every score of `scoring.SCORERS` that this version can give, for row `i` and its `prediction`."""
         manifest = self.manifest
         common = {"temperature": manifest.temperature, "features": raw.features[i : i + 1], "statistics": self.ood}
+        if raw.strangeness is not None:
+            common["strangeness"] = tuple(part[i : i + 1] for part in raw.strangeness)
         if manifest.task == "classify":
             evidence = scoring.Evidence(logits=raw.scores[i : i + 1], **common)  # type: ignore[arg-type]
         else:

@@ -125,6 +125,7 @@ class Evidence:
         missed: of a detector, per image the highest calibrated confidence among what it did not report (n,).
         difficulty: of a detector, weight of each class (classes,): 1 - its average precision, or None for equal ones.
         features, statistics: (n, d), and what they are compared with.
+        strangeness: what `statistics.standardised` says about the features, where that is known already.
     """
 
     temperature: float = 1.0
@@ -134,6 +135,7 @@ class Evidence:
     difficulty: NDArray[np.floating] | None = None
     features: NDArray[np.floating] | None = None
     statistics: OodStatistics | None = None
+    strangeness: tuple[Float, Float] | None = None
 
     def __post_init__(self) -> None:
         for name, array in (("logits", self.logits), ("features", self.features)):
@@ -146,6 +148,8 @@ class Evidence:
     @cached_property
     def distances(self) -> tuple[Float, Float]:
         """Of the features, in standard deviations of familiar images: each (n, c), and the score that sums them up (n,)."""
+        if self.strangeness is not None:
+            return self.strangeness
         if self.features is None or self.statistics is None:
             raise InputError("score: expected features and statistics, found none")
         return self.statistics.standardised(self.statistics.distances(self.features))

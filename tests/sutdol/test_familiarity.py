@@ -86,6 +86,24 @@ def test_the_nearest_image_is_found_exactly() -> None:
     assert statistics.distances(x)[:, 1].max() < np.log(1e-6)
 
 
+@pytest.mark.parametrize("decay", [0.0, 2.0], ids=["spread evenly", "most in the last columns"])
+def test_a_large_bank_is_searched_exactly_too(decay: float) -> None:
+    """Looking at a part of the columns first saves time; it must never save an image."""
+    rng = np.random.default_rng(4)
+    width, many = 200, 3_000
+    shape = (np.arange(1, width + 1) / width) ** decay
+    bank = (rng.normal(0, shape, (many, width)) + 3 * shape * rng.integers(0, 5, (many, 1))).astype(np.float32)
+    statistics = learn(bank, None, normalise=False)
+    near = bank[:40] + rng.normal(0, 0.1, (40, width)) * shape
+    queries = np.concatenate([near, rng.normal(0, 2, (20, width)), np.zeros((1, width)), bank[:3]]).astype(np.float32)
+    one_by_one = np.concatenate([statistics.distances(query[None]) for query in queries])[:, 1]
+    centred = bank - bank.mean(axis=0, dtype=np.float64)
+    brute = [((centred - (q - bank.mean(axis=0, dtype=np.float64))) ** 2).sum(axis=1).min() for q in queries]
+    np.testing.assert_allclose(np.exp(one_by_one[:-3]), brute[:-3], rtol=1e-3)
+    assert (np.exp(one_by_one[-3:]) < 1e-6).all()
+    np.testing.assert_allclose(one_by_one[:-3], statistics.distances(queries)[:-3, 1], rtol=1e-3, atol=1e-3)
+
+
 def test_what_the_projection_cuts_off_still_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """What never varies among familiar images is exactly what tells strange ones."""
     rng, quiet = np.random.default_rng(5), np.r_[np.ones(200), np.full(200, 0.01)]
