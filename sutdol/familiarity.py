@@ -45,7 +45,7 @@ _TINY = 1e-12
 _FEW = 4
 _HEAD = 64
 _LARGE = 500_000
-"""Numbers in a bank from which on it is searched in its last _HEAD columns first."""
+"""Numbers in a bank from which on it is searched in its last _HEAD columns first: about what a processor's cache holds."""
 
 
 @dataclass(frozen=True)
@@ -111,9 +111,13 @@ class OodStatistics:
             score = score + np.maximum(each[:, -1] - LOW_FREE, 0.0)
         return each, np.asarray(score)
 
+    def strangeness(self, features: NDArray[np.floating]) -> tuple[Float, Float]:
+        """(each distance (n, c), the score (n,)) of features (n, d), as `standardised`."""
+        return self.standardised(self.distances(features))
+
     def score(self, features: NDArray[np.floating]) -> Float:
         """OOD scores (n,) of features (n, d); 0 is an average familiar image, larger is stranger."""
-        return self.standardised(self.distances(features))[1]
+        return self.strangeness(features)[1]
 
     def scaled_by(self, familiar: Float) -> OodStatistics:
         """The same statistics in the units of these log distances (n, c) of held-out familiar images, n >= 2."""
@@ -163,8 +167,10 @@ class OodStatistics:
         return _squared_length(self.bank)
 
     @cached_property
-    def _head(self) -> tuple[Float32, Float32]:
-        """The bank's last _HEAD columns, where a projection has most of the variance, and their squared lengths."""
+    def _head(self) -> tuple[Float32, Float32] | None:
+        """The last _HEAD columns of a large bank, where a projection has most of the variance, and their squared lengths."""
+        if self.bank.size < _LARGE or self.bank.shape[1] <= 2 * _HEAD:
+            return None
         head = np.ascontiguousarray(self.bank[:, -_HEAD:])
         return head, _squared_length(head)
 
@@ -174,16 +180,13 @@ class OodStatistics:
         A large bank does not fit a processor's cache, so one point costs what reading the bank costs. A few points are
         compared in some columns first: no image can be nearer than it is there.
         """
-        if self.bank.size < _LARGE or len(points) >= _FEW or self.bank.shape[1] <= 2 * _HEAD:
+        if self._head is None or len(points) >= _FEW:
             return _nearest(points, self.bank, self._bank_squares)
-        return np.concatenate([self._to_bank_by_head(point[None]) for point in points])
+        return np.concatenate([self._to_bank_by_head(point[None], *self._head) for point in points])
 
-    def _to_bank_by_head(self, point: Float32) -> Float32:
-        head, squares = self._head
+    def _to_bank_by_head(self, point: Float32, head: Float32, squares: Float32) -> Float32:
         own = point[0, -_HEAD:]
-        at_least = head @ own
-        at_least *= -2
-        at_least += squares + own @ own
+        at_least = squares + own @ own - 2 * (head @ own)
         found = _squared_length(self.bank[at_least.argmin()] - point)
         rounding = 1e-5 * (found + own @ own + squares.max())
         left = np.flatnonzero(at_least <= found + rounding)
@@ -330,7 +333,7 @@ def _squared_length(rows: Float32) -> Float32:
 
 
 def _thinned(x: Float, most: int) -> Float:
-    room = min(most, MAX_BANK, int((MAX_BYTES / 4 - 8 * MAX_DIMENSIONS**2) // x.shape[1]))
+    room = min(most, MAX_BANK, int((MAX_BYTES / 4 - 8 * MAX_DIMENSIONS**2) // (x.shape[1] + _HEAD)))
     if len(x) <= room:
         return x
     return x[np.random.default_rng(0).choice(len(x), room, replace=False)]

@@ -35,7 +35,7 @@ class Raw:
     """What the model said about a batch: scores and features of `types.Manifest`.
 
     Attributes:
-        strangeness: of every image each distance (n, c) and the OOD score (n,), as `OodStatistics.standardised` gives them;
+        strangeness: of every image each distance (n, c) and the OOD score (n,), as `OodStatistics.strangeness` gives them;
             None until `interpret` reads the first one.
     """
 
@@ -208,8 +208,7 @@ class Predictor:
         """Row `i` of a batch's answer, for an image whose normalised size was `original_hw`."""
         features = raw.features[i]
         if raw.strangeness is None and self.ood:
-            # a batch costs little more than one image
-            raw.strangeness = self.ood.standardised(self.ood.distances(raw.features))
+            raw.strangeness = self.ood.strangeness(raw.features)  # a batch costs little more than one image
         ood_score = None if raw.strangeness is None else float(raw.strangeness[1][i])
         common = {"ood_score": ood_score, "height_px": original_hw[0], "width_px": original_hw[1], "features": features}
         if self.manifest.task == "detect":

@@ -125,7 +125,7 @@ class Evidence:
         missed: of a detector, per image the highest calibrated confidence among what it did not report (n,).
         difficulty: of a detector, weight of each class (classes,): 1 - its average precision, or None for equal ones.
         features, statistics: (n, d), and what they are compared with.
-        strangeness: what `statistics.standardised` says about the features, where that is known already.
+        strangeness: what `statistics.strangeness` says about the features, where that is known already.
     """
 
     temperature: float = 1.0
@@ -152,7 +152,7 @@ class Evidence:
             return self.strangeness
         if self.features is None or self.statistics is None:
             raise InputError("score: expected features and statistics, found none")
-        return self.statistics.standardised(self.statistics.distances(self.features))
+        return self.statistics.strangeness(self.features)
 
 
 @dataclass(frozen=True)

@@ -147,6 +147,7 @@ def test_statistics_stay_inside_their_memory() -> None:
     for n, d in ((12_000, 256), (1_000, 600)):
         statistics = learn(rng.normal(0, 1, (n, d)).astype(np.float32), None, normalise=True)
         arrays = [getattr(statistics, name) for name in ("mean", "basis", "whitening", "centres", "bank", "scale")]
+        arrays += statistics._head or ()
         assert sum(a.nbytes for a in arrays if a is not None) <= familiarity.MAX_BYTES
         assert len(statistics.bank) <= familiarity.MAX_BANK
 

@@ -29,7 +29,7 @@ def main() -> bool:
             answer = predictor.interpret(raw, 0, (64, 64))
             assert predictor.ood is not None
             arrays = [getattr(predictor.ood, n) for n in ("mean", "basis", "whitening", "centres", "bank")]
-            size = sum(a.nbytes for a in (*arrays, *predictor.ood._head) if a is not None) / 1e6
+            size = sum(a.nbytes for a in (*arrays, *(predictor.ood._head or ())) if a is not None) / 1e6
             features = raw.features[:1]
             statistics = predictor.ood
             every = _p50_ms(lambda i, p=predictor, r=raw: p.interpret(_one(r, i), 0, (64, 64)))
