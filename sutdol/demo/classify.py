@@ -40,7 +40,7 @@ PATIENCE_S = 900.0
 LEARNS_NOTHING = {"warm_start": False, "epochs": 1, "steps_per_epoch": 1, "lr": 1e-12}
 DEMO_SETTINGS = {
     "label_rate": 0.14,
-    "drawn_share": 0.9,  # other arms are answered first: a slow labeler would leave the test split too few drawn ones
+    "drawn_share": 0.97,  # other arms are answered first: a slow labeler would leave the test split too few drawn ones
     "labels_per_day": 2_000,
     "max_open_tasks": 1_000,
     "retrain_after_labels": 140,
